@@ -1,0 +1,44 @@
+//! AxisMapper turns plain words into billable ICD-10-CM codes and nothing else.
+//!
+//! The crate is the whole road from the official tabular list to a model that answers with codes.
+//! Data flows one way, and each module uses only those above it in this table:
+//!
+//! | module | what it does | in → out |
+//! | --- | --- | --- |
+//! | [`diag`] | what an error must offer its reader: a message, a hint, an exit status | |
+//! | [`stop`] | a request to stop (Ctrl-C), polled at safe points | |
+//! | [`fsio`] | atomic writes, hashes, JSON Lines with line numbers | |
+//! | [`tensor`] | placement, named random generators, safetensors, memory views | files ↔ tensors |
+//! | [`codes`] | the ICD-10-CM code set and its rules | tabular XML → billable codes |
+//! | [`text`] | tokenizer, chat template, loss mask | messages → token ids |
+//! | [`data`] | scenarios, validation, de-duplication, splits, preference pairs | codes → JSON Lines |
+//! | [`quant`] | NF4 with double quantization | 16/32-bit weight ↔ 4-bit weight |
+//! | [`adapter`] | LoRA and DoRA, PEFT's file layout | |
+//! | [`model`] | Qwen2: blocks, KV cache, loading | token ids → hidden states, logits |
+//! | [`decode`] | batched greedy generation | prompts → answers |
+//! | [`config`] | stage files, resolved and checked | YAML → settings |
+//! | [`track`] | progress and `metrics.jsonl` | |
+//! | [`train`] | SFT and ORPO by block-wise recompute | records → adapter |
+//! | [`eval`] | metrics, intervals, reports | answers → figures |
+//! | [`export`] | the merged model | adapter + base → Hugging Face folder |
+//! | [`pipeline`] | stages in order | |
+//! | [`cli`] | the `axismapper` program | |
+
+pub mod adapter;
+pub mod cli;
+pub mod codes;
+pub mod config;
+pub mod data;
+pub mod decode;
+pub mod diag;
+pub mod eval;
+pub mod export;
+pub mod fsio;
+pub mod model;
+pub mod pipeline;
+pub mod quant;
+pub mod stop;
+pub mod tensor;
+pub mod text;
+pub mod track;
+pub mod train;
