@@ -191,6 +191,20 @@ pub fn write_atomic(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result
     write().map_err(Error::io("write", path))
 }
 
+/// Gives a finished temporary file its name: synced, readable by all, renamed.
+///
+/// # Errors
+/// [`Error::Io`] when any of these steps fails.
+pub fn publish(partial: tempfile::TempPath, path: &Path) -> Result<(), Error> {
+    let publish = || -> io::Result<()> {
+        let file = File::open(&partial)?;
+        file.sync_all()?;
+        set_default_mode(&file)?;
+        partial.persist(path).map_err(|error| error.error)
+    };
+    publish().map_err(Error::io("write", path))
+}
+
 /// A temporary file is private to its owner; a result is as readable as any other file the user makes.
 #[cfg(unix)]
 fn set_default_mode(file: &File) -> io::Result<()> {

@@ -1,1 +1,47 @@
-//! Stub.
+//! NF4: 4-bit weights with double-quantized block scales, byte-equal to bitsandbytes (QLoRA, 2305.14314).
+
+mod absmax;
+mod codebook;
+mod kernels;
+mod nf4;
+
+pub use absmax::DoubleQuantized;
+pub use codebook::{NF4_CODE, dynamic_code};
+pub use nf4::{BLOCK, Nf4};
+
+use crate::diag::Diagnostic;
+use crate::tensor;
+
+/// A weight that could not be quantized or read back.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Tensor(#[from] tensor::Error),
+    #[error("a weight of shape {0:?} cannot be quantized, expected [rows, columns]")]
+    NotAMatrix(Vec<i64>),
+    #[error("the weight holds NaN or infinite values")]
+    NotFinite,
+    #[error("NF4 weights cannot be expanded into the type {0:?}, expected float32 or bfloat16")]
+    OutputType(tch::Kind),
+    #[error("a buffer of {found} elements cannot take a weight of {expected}")]
+    BufferSize { found: usize, expected: usize },
+}
+
+impl From<tch::TchError> for Error {
+    fn from(error: tch::TchError) -> Self {
+        Self::Tensor(error.into())
+    }
+}
+
+impl Diagnostic for Error {
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Tensor(error) => error.hint(),
+            Self::NotFinite => Some("the checkpoint is damaged or diverged in training; use another one".into()),
+            _ => None,
+        }
+    }
+}
+
+/// Shorthand of this module.
+pub type Result<T> = std::result::Result<T, Error>;

@@ -1,1 +1,61 @@
-//! Stub.
+//! Tensors between files and devices: memory views, safetensors, named random generators.
+
+mod memory;
+mod rng;
+mod safetensors;
+
+pub use memory::{Element, Mapped, as_bytes, as_slice, as_slice_mut};
+pub use rng::Rng;
+pub use safetensors::{Checkpoint, Metadata, save};
+
+use std::path::PathBuf;
+
+use tch::{Device, Kind};
+
+use crate::diag::{Diagnostic, io_hint};
+use crate::fsio;
+
+/// Where tensors live and in which type they compute.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Placement {
+    pub device: Device,
+    pub dtype: Kind,
+}
+
+/// A tensor that could not be read, written or computed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Torch(#[from] tch::TchError),
+    #[error(transparent)]
+    File(#[from] fsio::Error),
+    #[error("`{}` is not a complete safetensors file: {message}", path.display())]
+    BadCheckpoint { path: PathBuf, message: String },
+    #[error("tensor `{name}` is not in `{}`", path.display())]
+    Missing { name: String, path: PathBuf },
+    #[error("tensor `{name}` has shape {found:?}, expected {expected:?}")]
+    Shape { name: String, found: Vec<i64>, expected: Vec<i64> },
+    #[error("tensor `{name}` has the type {dtype}, which is not supported")]
+    Dtype { name: String, dtype: String },
+    #[error("a tensor on {device:?} of type {kind:?} cannot be viewed as {wanted} in memory")]
+    View { device: Device, kind: Kind, wanted: &'static str },
+    #[error("cannot write `{}`", path.display())]
+    Write { path: PathBuf, source: std::io::Error },
+}
+
+impl Diagnostic for Error {
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::File(error) => error.hint(),
+            Self::BadCheckpoint { .. } => Some("the file is damaged or cut short: download or write it again".into()),
+            Self::Write { source, .. } => io_hint(source),
+            Self::Torch(error) if error.to_string().contains("not enough memory") => {
+                Some("use a smaller batch (`training.per_device_train_batch_size`) or a shorter `model.max_seq_length`".into())
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Shorthand of this module and of those that only add tensor work.
+pub type Result<T> = std::result::Result<T, Error>;

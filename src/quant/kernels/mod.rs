@@ -1,0 +1,3 @@
+//! The loops over NF4 bytes, per device.
+
+pub mod cpu;

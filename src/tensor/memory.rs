@@ -1,0 +1,131 @@
+//! The bytes behind CPU tensors as slices, and files mapped into memory. The crate's one room for such `unsafe` code.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::ops::Deref;
+use std::path::Path;
+
+use tch::{Device, Kind, Tensor};
+
+use super::{Error, Result};
+use crate::fsio;
+
+/// An element type of a CPU tensor that is plain memory.
+pub trait Element: Copy + private::Sealed {
+    /// The libtorch type with this memory layout.
+    const KIND: Kind;
+    /// Its name in messages.
+    const NAME: &'static str;
+}
+
+mod private {
+    pub trait Sealed {}
+}
+
+macro_rules! elements {
+    ($($rust:ty => $kind:expr),+) => {$(
+        impl private::Sealed for $rust {}
+        impl Element for $rust {
+            const KIND: Kind = $kind;
+            const NAME: &'static str = stringify!($rust);
+        }
+    )+};
+}
+
+elements!(f32 => Kind::Float, u8 => Kind::Uint8, i64 => Kind::Int64, half::bf16 => Kind::BFloat16);
+
+fn check<T: Element>(tensor: &Tensor) -> Result<()> {
+    let kind = tensor.f_kind()?;
+    if tensor.device() == Device::Cpu && kind == T::KIND && tensor.is_contiguous() {
+        Ok(())
+    } else {
+        Err(Error::View { device: tensor.device(), kind, wanted: T::NAME })
+    }
+}
+
+/// The elements of a contiguous CPU tensor.
+///
+/// # Errors
+/// [`Error::View`] when the tensor is elsewhere, of another type, or not contiguous.
+pub fn as_slice<T: Element>(tensor: &Tensor) -> Result<&[T]> {
+    check::<T>(tensor)?;
+    if tensor.numel() == 0 {
+        return Ok(&[]);
+    }
+    // SAFETY: the tensor is dense CPU memory of `numel` elements of this type (checked), allocated with libtorch's
+    // 64-byte alignment, and lives as long as the borrow. Tensors are used by one thread, and no alias is written
+    // while the slice is held by the callers of this module.
+    Ok(unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast::<T>(), tensor.numel()) })
+}
+
+/// The elements of a contiguous CPU tensor, to be written. Autograd does not see the write: use it on buffers only.
+///
+/// # Errors
+/// [`Error::View`] when the tensor is elsewhere, of another type, or not contiguous.
+pub fn as_slice_mut<T: Element>(tensor: &mut Tensor) -> Result<&mut [T]> {
+    check::<T>(tensor)?;
+    if tensor.numel() == 0 {
+        return Ok(&mut []);
+    }
+    // SAFETY: as in `as_slice`; the exclusive borrow keeps this handle from being read meanwhile.
+    Ok(unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<T>(), tensor.numel()) })
+}
+
+/// The raw bytes of a contiguous CPU tensor of any type.
+///
+/// # Errors
+/// [`Error::View`] when the tensor is not contiguous CPU memory.
+pub fn as_bytes(tensor: &Tensor) -> Result<&[u8]> {
+    let kind = tensor.f_kind()?;
+    if tensor.device() != Device::Cpu || !tensor.is_contiguous() {
+        return Err(Error::View { device: tensor.device(), kind, wanted: "bytes" });
+    }
+    if tensor.numel() == 0 {
+        return Ok(&[]);
+    }
+    // SAFETY: as in `as_slice`; every initialised element is readable as bytes.
+    Ok(unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast::<u8>(), tensor.numel() * kind.elt_size_in_bytes()) })
+}
+
+/// A file mapped into memory, read only.
+#[derive(Debug)]
+pub struct Mapped(memmap2::Mmap);
+
+impl Mapped {
+    /// Maps a file.
+    ///
+    /// # Errors
+    /// An I/O error when the file cannot be opened or mapped.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(fsio::Error::io("open", path))?;
+        // SAFETY: the mapping is read only. A file that another program cuts short while it is mapped ends this
+        // program with SIGBUS, as with every reader that maps its weights; nothing is written through it.
+        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(fsio::Error::io("map", path))?;
+        Ok(Self(map))
+    }
+}
+
+impl Deref for Mapped {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_view_refuses_other_types_and_strides() {
+        let t = Tensor::from_slice(&[1f32, 2.0, 3.0, 4.0]).view([2, 2]);
+        assert_eq!(as_slice::<f32>(&t).unwrap(), [1.0, 2.0, 3.0, 4.0]);
+        assert!(as_slice::<u8>(&t).is_err());
+        assert!(as_slice::<f32>(&t.transpose(0, 1)).is_err());
+        let mut buffer = t.copy();
+        as_slice_mut::<f32>(&mut buffer).unwrap()[3] = 9.0;
+        assert_eq!(buffer.double_value(&[1, 1]), 9.0);
+        assert_eq!(as_bytes(&t).unwrap().len(), 16);
+    }
+}

@@ -1,0 +1,105 @@
+//! Random draws from named, seeded generators: the same seed and name give the same bytes on every machine.
+
+use rand::SeedableRng;
+use rand::rand_core::Rng as _;
+use rand_chacha::ChaCha8Rng;
+use tch::Tensor;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use super::Result;
+
+/// A ChaCha8 generator seeded by a run's seed and the name of what is drawn.
+#[derive(Clone, Debug)]
+pub struct Rng(ChaCha8Rng);
+
+impl Rng {
+    /// The generator of `name` in a run with `seed`. Different names give independent streams.
+    pub fn named(seed: u64, name: &str) -> Self {
+        Self(ChaCha8Rng::seed_from_u64(xxh3_64_with_seed(name.as_bytes(), seed)))
+    }
+
+    /// A draw from all 64-bit integers.
+    pub fn next_u64(&mut self) -> u64 {
+        self.0.next_u64()
+    }
+
+    /// A draw from [0, 1) with 24 bits.
+    pub fn next_f32(&mut self) -> f32 {
+        (self.0.next_u32() >> 8) as f32 / (1u32 << 24) as f32
+    }
+
+    /// A draw from 0..n, for n > 0, without bias (Lemire's multiplication with rejection).
+    pub fn below(&mut self, n: u64) -> u64 {
+        loop {
+            let product = u128::from(self.0.next_u64()) * u128::from(n);
+            if (product as u64) >= n.wrapping_neg() % n {
+                return (product >> 64) as u64;
+            }
+        }
+    }
+
+    /// Shuffles in place (Fisher-Yates).
+    pub fn shuffle<T>(&mut self, items: &mut [T]) {
+        for idx in (1..items.len()).rev() {
+            items.swap(idx, self.below(idx as u64 + 1) as usize);
+        }
+    }
+
+    /// An f32 CPU tensor drawn from [-bound, bound).
+    ///
+    /// # Errors
+    /// When the tensor cannot be allocated.
+    pub fn uniform(&mut self, shape: &[i64], bound: f32) -> Result<Tensor> {
+        let draws: Vec<f32> = (0..numel(shape)).map(|_| (2.0 * self.next_f32() - 1.0) * bound).collect();
+        Ok(Tensor::f_from_slice(&draws)?.f_reshape(shape)?)
+    }
+
+    /// An f32 CPU tensor drawn from a normal distribution with mean 0 (Box-Muller).
+    ///
+    /// # Errors
+    /// When the tensor cannot be allocated.
+    pub fn normal(&mut self, shape: &[i64], std: f32) -> Result<Tensor> {
+        let n = numel(shape);
+        let mut draws = Vec::with_capacity(n + 1);
+        while draws.len() < n {
+            let radius = (-2.0 * (1.0 - self.next_f32()).ln()).sqrt();
+            let (sin, cos) = (std::f32::consts::TAU * self.next_f32()).sin_cos();
+            draws.extend([radius * cos * std, radius * sin * std]);
+        }
+        Ok(Tensor::f_from_slice(&draws[..n])?.f_reshape(shape)?)
+    }
+}
+
+fn numel(shape: &[i64]) -> usize {
+    shape.iter().product::<i64>().max(0) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_seeds_give_their_own_streams() {
+        let draw = |seed, name: &str| Rng::named(seed, name).next_u64();
+        assert_eq!(draw(1, "a"), draw(1, "a"));
+        assert_ne!(draw(1, "a"), draw(1, "b"));
+        assert_ne!(draw(1, "a"), draw(2, "a"));
+    }
+
+    #[test]
+    fn normal_draws_have_the_asked_spread() {
+        let t = Rng::named(7, "spread").normal(&[101, 99], 0.5).unwrap();
+        assert_eq!(t.size(), [101, 99]);
+        let (mean, std) = (t.mean(tch::Kind::Float).double_value(&[]), t.std(true).double_value(&[]));
+        assert!(mean.abs() < 0.02 && (std - 0.5).abs() < 0.02, "mean {mean}, std {std}");
+    }
+
+    #[test]
+    fn a_shuffle_keeps_every_item() {
+        let mut items: Vec<u32> = (0..100).collect();
+        Rng::named(3, "shuffle").shuffle(&mut items);
+        assert_ne!(items, (0..100).collect::<Vec<_>>());
+        items.sort_unstable();
+        assert_eq!(items, (0..100).collect::<Vec<_>>());
+    }
+}
