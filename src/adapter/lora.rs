@@ -55,7 +55,12 @@ impl Lora {
         device: Device,
     ) -> Result<Self> {
         let leaf = |tensor: Tensor| -> Result<Tensor> {
-            Ok(tensor.f_detach()?.f_to_device(device)?.f_to_kind(Kind::Float)?.f_contiguous()?.f_set_requires_grad(true)?)
+            Ok(tensor
+                .f_detach()?
+                .f_to_device(device)?
+                .f_to_kind(Kind::Float)?
+                .f_contiguous()?
+                .f_set_requires_grad(true)?)
         };
         Ok(Self {
             lora_a: leaf(lora_a)?,
@@ -68,9 +73,13 @@ impl Lora {
 
     /// The parameters with their PEFT suffixes.
     pub fn parameters(&self) -> impl Iterator<Item = (&'static str, &Tensor)> {
-        [("lora_A.weight", Some(&self.lora_a)), ("lora_B.weight", Some(&self.lora_b)), ("lora_magnitude_vector", self.magnitude.as_ref())]
-            .into_iter()
-            .filter_map(|(suffix, tensor)| tensor.map(|tensor| (suffix, tensor)))
+        [
+            ("lora_A.weight", Some(&self.lora_a)),
+            ("lora_B.weight", Some(&self.lora_b)),
+            ("lora_magnitude_vector", self.magnitude.as_ref()),
+        ]
+        .into_iter()
+        .filter_map(|(suffix, tensor)| tensor.map(|tensor| (suffix, tensor)))
     }
 
     /// Applies the layer to `x` `[tokens, in]`, giving `[tokens, out]` in the type of `x`.
@@ -184,8 +193,7 @@ mod tests {
         let fresh = Lora::init(&settings, "q", &weight, 1).unwrap();
         let magnitude = fresh.magnitude.as_ref().map(|m| m.detach() * 1.3 + 0.1);
         let lora_b = rng.normal(&[7, 3], 0.5).unwrap();
-        let lora =
-            Lora::from_parts(&settings, "q", fresh.lora_a.detach(), lora_b, magnitude, Device::Cpu).unwrap();
+        let lora = Lora::from_parts(&settings, "q", fresh.lora_a.detach(), lora_b, magnitude, Device::Cpu).unwrap();
         (lora, weight, rng.normal(&[4, 11], 1.0).unwrap(), rng.normal(&[7], 1.0).unwrap())
     }
 

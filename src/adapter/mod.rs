@@ -4,7 +4,7 @@ mod lora;
 mod peft;
 mod settings;
 
-pub use lora::{Lora, dora_norm};
+pub use lora::{Lora, dora_norm, row_norms_squared};
 pub use peft::{AdapterFile, load, save};
 pub use settings::{Settings, TargetModules};
 
@@ -43,7 +43,9 @@ impl Diagnostic for Error {
         match self {
             Self::Tensor(error) => error.hint(),
             Self::File(error) => error.hint(),
-            Self::Stray { .. } => Some("the adapter was trained on another base model; give that one as `--model`".into()),
+            Self::Stray { .. } => {
+                Some("the adapter was trained on another base model; give that one as `--model`".into())
+            }
             Self::NoTargets { .. } => Some(
                 "Qwen2's linear layers are q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj and down_proj".into(),
             ),

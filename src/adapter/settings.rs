@@ -42,9 +42,9 @@ impl TargetModules {
     /// [`Error::BadPattern`] when the regular expression does not parse.
     pub fn matches(&self, path: &str) -> Result<bool> {
         match self {
-            Self::Names(names) => {
-                Ok(names.iter().any(|name| path == name || path.strip_suffix(name.as_str()).is_some_and(|p| p.ends_with('.'))))
-            }
+            Self::Names(names) => Ok(names
+                .iter()
+                .any(|name| path == name || path.strip_suffix(name.as_str()).is_some_and(|p| p.ends_with('.')))),
             Self::Pattern(pattern) if pattern == "all-linear" => Ok(true),
             Self::Pattern(pattern) => Ok(whole_match("target_modules", pattern)?.is_match(path)),
         }
@@ -83,8 +83,11 @@ fn first_match<V: Copy>(key: &'static str, patterns: &BTreeMap<String, V>, path:
 }
 
 fn whole_match(key: &'static str, pattern: &str) -> Result<Regex> {
-    Regex::new(&format!("^(?:{pattern})$"))
-        .map_err(|source| Error::BadPattern { key, pattern: pattern.to_owned(), source })
+    Regex::new(&format!("^(?:{pattern})$")).map_err(|source| Error::BadPattern {
+        key,
+        pattern: pattern.to_owned(),
+        source,
+    })
 }
 
 #[cfg(test)]
@@ -117,7 +120,8 @@ mod tests {
     #[test]
     fn patterns_give_rank_and_scale_of_single_modules() {
         let mut settings = settings();
-        let of = |settings: &Settings, path: &str| (settings.rank_of(path).unwrap(), settings.scaling_of(path).unwrap());
+        let of =
+            |settings: &Settings, path: &str| (settings.rank_of(path).unwrap(), settings.scaling_of(path).unwrap());
         assert_eq!(of(&settings, "model.layers.1.self_attn.q_proj"), (4, 2.0));
         assert_eq!(of(&settings, "model.layers.11.self_attn.q_proj"), (16, 0.5));
         assert_eq!(of(&settings, "model.layers.0.self_attn.v_proj"), (2, 16.0));

@@ -50,9 +50,7 @@ pub fn dynamic_code() -> [f32; 256] {
 /// `torch.linspace` in f32: counted up from the start in the first half, down from the end in the second.
 fn linspace(start: f32, end: f32, n: usize) -> Vec<f32> {
     let step = (end - start) / (n - 1) as f32;
-    (0..n)
-        .map(|idx| if idx < n / 2 { start + step * idx as f32 } else { end - step * (n - 1 - idx) as f32 })
-        .collect()
+    (0..n).map(|idx| if idx < n / 2 { start + step * idx as f32 } else { end - step * (n - 1 - idx) as f32 }).collect()
 }
 
 #[cfg(test)]

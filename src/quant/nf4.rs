@@ -26,8 +26,7 @@ impl Nf4 {
     /// # Errors
     /// [`Error::NotAMatrix`] or [`Error::NotFinite`].
     pub fn quantize(weight: &Tensor) -> Result<Self> {
-        let shape: [i64; 2] =
-            weight.size().try_into().map_err(|shape: Vec<i64>| Error::NotAMatrix(shape))?;
+        let shape: [i64; 2] = weight.size().try_into().map_err(|shape: Vec<i64>| Error::NotAMatrix(shape))?;
         let values = weight.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?;
         let values = as_slice::<f32>(&values)?;
         if values.iter().any(|value| !value.is_finite()) {

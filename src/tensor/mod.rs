@@ -49,9 +49,10 @@ impl Diagnostic for Error {
             Self::File(error) => error.hint(),
             Self::BadCheckpoint { .. } => Some("the file is damaged or cut short: download or write it again".into()),
             Self::Write { source, .. } => io_hint(source),
-            Self::Torch(error) if error.to_string().contains("not enough memory") => {
-                Some("use a smaller batch (`training.per_device_train_batch_size`) or a shorter `model.max_seq_length`".into())
-            }
+            Self::Torch(error) if error.to_string().contains("not enough memory") => Some(
+                "use a smaller batch (`training.per_device_train_batch_size`) or a shorter `model.max_seq_length`"
+                    .into(),
+            ),
             _ => None,
         }
     }

@@ -212,16 +212,13 @@ pub fn save<'a>(
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fsio::make_dir(parent)?;
     let io_error = |source| Error::Write { path: path.to_owned(), source };
-    let partial = tempfile::Builder::new()
-        .prefix(".partial-")
-        .tempfile_in(parent)
-        .map_err(io_error)?
-        .into_temp_path();
-    safetensors::tensor::serialize_to_file(views.iter().map(|(name, view)| (name, view)), metadata, &partial)
-        .map_err(|error| match error {
+    let partial = tempfile::Builder::new().prefix(".partial-").tempfile_in(parent).map_err(io_error)?.into_temp_path();
+    safetensors::tensor::serialize_to_file(views.iter().map(|(name, view)| (name, view)), metadata, &partial).map_err(
+        |error| match error {
             safetensors::SafeTensorError::IoError(source) => io_error(source),
             other => Error::BadCheckpoint { path: path.to_owned(), message: other.to_string() },
-        })?;
+        },
+    )?;
     fsio::publish(partial, path)?;
     Ok(())
 }

@@ -15,25 +15,22 @@ const TASK: usize = 256 * BLOCK;
 pub fn quantize(values: &[f32], packed: &mut [u8], absmax: &mut [f32]) {
     let thresholds = nf4_thresholds();
     let code_of = |scaled: f32| thresholds.partition_point(|&bound| bound < scaled) as u8;
-    values
-        .par_chunks(TASK)
-        .zip(packed.par_chunks_mut(TASK / 2))
-        .zip(absmax.par_chunks_mut(TASK / BLOCK))
-        .for_each(|((values, packed), absmax)| {
+    values.par_chunks(TASK).zip(packed.par_chunks_mut(TASK / 2)).zip(absmax.par_chunks_mut(TASK / BLOCK)).for_each(
+        |((values, packed), absmax)| {
             for ((block, packed), absmax) in values.chunks(BLOCK).zip(packed.chunks_mut(BLOCK / 2)).zip(absmax) {
                 let max = block.iter().fold(0f32, |max, value| max.max(value.abs()));
                 let floor = max.max(1e-38);
                 let is_whole = block.len() == BLOCK;
                 *absmax = if is_whole { max } else { floor };
                 let reciprocal = 1.0 / floor;
-                let scale =
-                    |value: f32| (if is_whole { value * reciprocal } else { value / floor }).clamp(-1.0, 1.0);
+                let scale = |value: f32| (if is_whole { value * reciprocal } else { value / floor }).clamp(-1.0, 1.0);
                 for (pair, out) in block.chunks(2).zip(packed) {
                     // An odd count is padded with a zero.
                     *out = code_of(scale(pair[0])) << 4 | pair.get(1).map_or(code_of(0.0), |&low| code_of(scale(low)));
                 }
             }
-        });
+        },
+    );
 }
 
 /// The parts of a double-quantized NF4 weight that the loops read.

@@ -1,0 +1,65 @@
+//! One decoder block: attention and MLP, each behind a norm and added to its input.
+
+use tch::Tensor;
+
+use super::attention::{Context, attend};
+use super::norm::rms_norm;
+use super::projection::{Projection, Weight, Workspace};
+use super::rope::Rotation;
+use super::{Config, Result};
+
+/// A decoder block. Its projections are in the order of [`Config::projections`].
+#[derive(Debug)]
+pub struct Block {
+    /// `[hidden]`.
+    pub input_layernorm: Tensor,
+    /// `[hidden]`.
+    pub post_attention_layernorm: Tensor,
+    pub projections: [Projection; 7],
+}
+
+impl Block {
+    /// Applies the block to `x` `[tokens, hidden]`.
+    pub(super) fn forward(
+        &mut self,
+        config: &Config,
+        x: &Tensor,
+        rotation: &Rotation,
+        context: &mut Context<'_>,
+        is_training: bool,
+        workspace: &mut Workspace,
+    ) -> Result<Tensor> {
+        let [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj] = &mut self.projections;
+        let tokens = x.size()[0];
+        let heads = |x: Tensor, n_heads: i64| x.f_view([tokens, n_heads, config.head_dim]);
+
+        let normed = rms_norm(x, &self.input_layernorm, config.rms_norm_eps)?;
+        let q = heads(q_proj.forward(&normed, is_training, workspace)?, config.num_attention_heads)?;
+        let k = heads(k_proj.forward(&normed, is_training, workspace)?, config.num_key_value_heads)?;
+        let v = heads(v_proj.forward(&normed, is_training, workspace)?, config.num_key_value_heads)?;
+        let attended = attend(context, &rotation.apply(&q)?, &rotation.apply(&k)?, &v)?;
+        let x = x.f_add(&o_proj.forward(&attended, is_training, workspace)?)?;
+
+        let normed = rms_norm(&x, &self.post_attention_layernorm, config.rms_norm_eps)?;
+        let gate = gate_proj.forward(&normed, is_training, workspace)?.f_silu()?;
+        let up = up_proj.forward(&normed, is_training, workspace)?;
+        Ok(x.f_add(&down_proj.forward(&gate.f_mul(&up)?, is_training, workspace)?)?)
+    }
+
+    /// The block's own weights below its path, dense ones only: norms, then weights and biases.
+    pub(super) fn dense_weights(&self) -> Vec<(String, &Tensor)> {
+        let mut weights = vec![
+            ("input_layernorm.weight".to_owned(), &self.input_layernorm),
+            ("post_attention_layernorm.weight".to_owned(), &self.post_attention_layernorm),
+        ];
+        for projection in &self.projections {
+            if let Weight::Dense(weight) = &projection.weight {
+                weights.push((format!("{}.weight", projection.name), weight));
+            }
+            if let Some(bias) = &projection.bias {
+                weights.push((format!("{}.bias", projection.name), bias));
+            }
+        }
+        weights
+    }
+}

@@ -1,0 +1,112 @@
+//! Keys and values of the tokens seen so far, for a batch of sequences of different lengths.
+
+use tch::{Kind, Tensor};
+
+use super::{Config, Result};
+use crate::tensor::Placement;
+
+/// The cache of a batch: room for `max_len` tokens in each of `batch` sequences.
+#[derive(Debug)]
+pub struct KvCache {
+    pub(super) layers: Vec<LayerCache>,
+    /// Tokens stored in each sequence.
+    pub(super) lengths: Vec<i64>,
+}
+
+/// One layer's keys and values, each `[batch, kv_heads, max_len, head_dim]`.
+#[derive(Debug)]
+pub(super) struct LayerCache {
+    pub keys: Tensor,
+    pub values: Tensor,
+}
+
+/// Where one decoding step writes and what it may see.
+#[derive(Debug)]
+pub(super) struct Step {
+    /// `[batch]` i64: 0, 1, 2, ...
+    sequences: Tensor,
+    /// `[batch]` i64: the position of the new token in each sequence.
+    pub(super) positions: Tensor,
+    /// Tokens of the longest sequence, the new one included.
+    len: i64,
+    /// `[batch, 1, 1, len]` f32, 0 or minus infinity.
+    mask: Tensor,
+}
+
+impl KvCache {
+    /// An empty cache.
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub fn new(config: &Config, placement: Placement, batch: i64, max_len: i64) -> Result<Self> {
+        let shape = [batch, config.num_key_value_heads, max_len, config.head_dim];
+        let zeros = || Tensor::f_zeros(shape, (placement.dtype, placement.device));
+        let layer = |_| -> Result<LayerCache> { Ok(LayerCache { keys: zeros()?, values: zeros()? }) };
+        let layers = (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()?;
+        Ok(Self { layers, lengths: vec![0; batch as usize] })
+    }
+
+    /// Prepares the next step: one new token in every sequence.
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub(super) fn next_step(&mut self) -> Result<Step> {
+        let device = self.layers.first().map_or(tch::Device::Cpu, |layer| layer.keys.device());
+        let len = self.lengths.iter().max().copied().unwrap_or(0) + 1;
+        let mut hidden = Vec::with_capacity(self.lengths.len() * len as usize);
+        for &length in &self.lengths {
+            hidden.extend((0..len).map(|key| if key <= length { 0.0f32 } else { f32::NEG_INFINITY }));
+        }
+        let batch = self.lengths.len() as i64;
+        let step = Step {
+            sequences: Tensor::f_arange(batch, (Kind::Int64, device))?,
+            positions: Tensor::f_from_slice(&self.lengths)?.f_to_device(device)?,
+            len,
+            mask: Tensor::f_from_slice(&hidden)?.f_reshape([batch, 1, 1, len])?.f_to_device(device)?,
+        };
+        self.lengths.iter_mut().for_each(|length| *length += 1);
+        Ok(step)
+    }
+
+    /// Keeps only the sequences of these numbers, in this order.
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub fn keep(&mut self, sequences: &[i64]) -> Result<()> {
+        let index = Tensor::f_from_slice(sequences)?;
+        for layer in &mut self.layers {
+            let index = index.f_to_device(layer.keys.device())?;
+            layer.keys = layer.keys.f_index_select(0, &index)?;
+            layer.values = layer.values.f_index_select(0, &index)?;
+        }
+        self.lengths = sequences.iter().map(|&idx| self.lengths[idx as usize]).collect();
+        Ok(())
+    }
+}
+
+impl LayerCache {
+    /// Stores the first `len` tokens of sequence `idx`: `keys` and `values` are `[len, kv_heads, head_dim]`.
+    pub fn prefill(&mut self, idx: i64, keys: &Tensor, values: &Tensor) -> Result<()> {
+        let len = keys.size()[0];
+        for (cache, new) in [(&self.keys, keys), (&self.values, values)] {
+            cache.f_select(0, idx)?.f_narrow(1, 0, len)?.f_copy_(&new.f_transpose(0, 1)?)?;
+        }
+        Ok(())
+    }
+
+    /// Stores one new token a sequence and attends to it and all before it.
+    ///
+    /// `queries` is `[batch, kv_heads, group, head_dim]`, `keys` and `values` `[batch, kv_heads, head_dim]`; the result
+    /// has the shape of `queries`.
+    pub fn attend(&mut self, step: &Step, queries: &Tensor, keys: &Tensor, values: &Tensor) -> Result<Tensor> {
+        let kind = queries.f_kind()?;
+        let scale = 1.0 / (queries.size()[3] as f64).sqrt();
+        for (cache, new) in [(&mut self.keys, keys), (&mut self.values, values)] {
+            let _ = cache.f_index_put_(&[Some(&step.sequences), None, Some(&step.positions)], new, false)?;
+        }
+        let (keys, values) = (self.keys.f_narrow(2, 0, step.len)?, self.values.f_narrow(2, 0, step.len)?);
+        let scores = queries.f_matmul(&keys.f_transpose(2, 3)?)?.f_to_kind(Kind::Float)?.f_mul_scalar(scale)?;
+        let weights = scores.f_add(&step.mask)?.f_softmax(-1, None)?.f_to_kind(kind)?;
+        Ok(weights.f_matmul(&values)?)
+    }
+}

@@ -1,0 +1,111 @@
+//! One linear layer: a frozen or trained weight, an optional bias, an optional adapter.
+
+use std::collections::BTreeMap;
+
+use tch::{Kind, Tensor, no_grad};
+
+use super::Result;
+use crate::adapter::{Lora, dora_norm, row_norms_squared};
+use crate::quant::Nf4;
+
+/// The weight of a linear layer, `[out, in]`.
+#[derive(Debug)]
+pub enum Weight {
+    /// In the model's type; trained in full fine-tuning.
+    Dense(Tensor),
+    /// Frozen in 4 bits, expanded for each use.
+    Nf4(Nf4),
+}
+
+/// A linear layer of a block.
+#[derive(Debug)]
+pub struct Projection {
+    /// Path below the block: `self_attn.q_proj`.
+    pub name: &'static str,
+    pub weight: Weight,
+    /// `[out]`.
+    pub bias: Option<Tensor>,
+    pub adapter: Option<Adapter>,
+}
+
+/// An adapter with what DoRA needs about the frozen weight.
+#[derive(Debug)]
+pub struct Adapter {
+    pub lora: Lora,
+    /// Row sums of squares of the frozen weight `[out]`, for DoRA.
+    weight_squared: Option<Tensor>,
+    /// `||W + s B A||` `[out]` of the current parameters, until they change.
+    norm: Option<Tensor>,
+}
+
+/// Buffers into which NF4 weights are expanded, one for each layer of a block, shared by all blocks.
+///
+/// A weight taken from it is valid until the same layer of another block is visited.
+#[derive(Debug, Default)]
+pub struct Workspace {
+    buffers: BTreeMap<&'static str, Tensor>,
+}
+
+impl Workspace {
+    fn expand(&mut self, name: &'static str, weight: &Nf4, kind: Kind) -> Result<Tensor> {
+        let is_fit = |buffer: &Tensor| buffer.size() == weight.shape() && buffer.kind() == kind;
+        if !self.buffers.get(name).is_some_and(is_fit) {
+            self.buffers.insert(name, Tensor::f_empty(weight.shape(), (kind, tch::Device::Cpu))?);
+        }
+        match self.buffers.get_mut(name) {
+            Some(buffer) => {
+                weight.dequantize_into(buffer)?;
+                Ok(buffer.shallow_clone())
+            }
+            None => Ok(weight.dequantize(kind)?),
+        }
+    }
+}
+
+impl Projection {
+    /// The weight in `kind`, `[out, in]`: itself when dense, else expanded into the workspace.
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub fn weight(&self, kind: Kind, workspace: &mut Workspace) -> Result<Tensor> {
+        match &self.weight {
+            Weight::Dense(weight) => Ok(weight.shallow_clone()),
+            Weight::Nf4(weight) => workspace.expand(self.name, weight, kind),
+        }
+    }
+
+    /// Puts an adapter on the layer.
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub fn attach(&mut self, lora: Lora, kind: Kind, workspace: &mut Workspace) -> Result<()> {
+        let weight_squared = match lora.magnitude {
+            Some(_) => Some(no_grad(|| -> Result<Tensor> { Ok(row_norms_squared(&self.weight(kind, workspace)?)?) })?),
+            None => None,
+        };
+        self.adapter = Some(Adapter { lora, weight_squared, norm: None });
+        Ok(())
+    }
+
+    /// Forgets DoRA's norm: the adapter's parameters have changed.
+    pub fn parameters_changed(&mut self) {
+        if let Some(adapter) = &mut self.adapter {
+            adapter.norm = None;
+        }
+    }
+
+    /// Applies the layer to `x` `[tokens, in]`, giving `[tokens, out]`.
+    ///
+    /// # Errors
+    /// When shapes do not fit or memory is short.
+    pub fn forward(&mut self, x: &Tensor, is_training: bool, workspace: &mut Workspace) -> Result<Tensor> {
+        let weight = self.weight(x.f_kind()?, workspace)?;
+        let Some(adapter) = &mut self.adapter else {
+            return Ok(x.f_linear(&weight, self.bias.as_ref())?);
+        };
+        if let (None, Some(squared)) = (&adapter.norm, &adapter.weight_squared) {
+            adapter.norm = Some(dora_norm(&adapter.lora, &weight, squared)?);
+        }
+        Ok(adapter.lora.forward(x, &weight, self.bias.as_ref(), adapter.norm.as_ref(), is_training)?)
+    }
+}

@@ -1,0 +1,230 @@
+//! The whole model: embedding, blocks, head; which of its tensors are trained.
+
+use tch::{Kind, Tensor, no_grad};
+
+use super::attention::Context;
+use super::block::Block;
+use super::kv_cache::KvCache;
+use super::norm::rms_norm;
+use super::packing::Packed;
+use super::projection::Workspace;
+use super::rope::{Rope, Rotation};
+use super::{Config, Result};
+use crate::tensor::Placement;
+
+/// A Qwen2 model on one device. One thread owns it.
+#[derive(Debug)]
+pub struct Qwen2 {
+    pub config: Config,
+    pub placement: Placement,
+    /// `[vocab, hidden]`.
+    pub embed_tokens: Tensor,
+    pub blocks: Vec<Block>,
+    pub head: Head,
+    pub(super) rope: Rope,
+    pub(super) workspace: Workspace,
+}
+
+/// The final norm and the projection onto the vocabulary.
+#[derive(Debug)]
+pub struct Head {
+    /// `[hidden]`.
+    pub norm: Tensor,
+    /// `[vocab, hidden]`; `None` when it is the embedding.
+    pub lm_head: Option<Tensor>,
+}
+
+/// A trained tensor.
+#[derive(Debug)]
+pub struct Parameter {
+    /// Its path in the checkpoint or adapter file.
+    pub name: String,
+    /// A leaf that requires gradients, sharing memory with the model.
+    pub tensor: Tensor,
+    /// The block that it belongs to; `None` for the embedding and the head.
+    pub block: Option<usize>,
+}
+
+impl Qwen2 {
+    /// The head's matrix, `[vocab, hidden]`.
+    pub fn head_weight(&self) -> &Tensor {
+        self.head.lm_head.as_ref().unwrap_or(&self.embed_tokens)
+    }
+
+    /// Embeds token ids `[n]`, giving `[n, hidden]`.
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub fn embed(&self, ids: &Tensor) -> Result<Tensor> {
+        Ok(self.embed_tokens.f_index_select(0, ids)?)
+    }
+
+    /// The rotation for positions `[n]`.
+    ///
+    /// # Errors
+    /// When a position is beyond `max_position_embeddings`.
+    pub fn rotation(&self, positions: &Tensor) -> Result<Rotation> {
+        self.rope.at(positions, self.placement)
+    }
+
+    /// Applies one block to packed records, `x` `[tokens, hidden]`. With gradients on, the result has a graph.
+    ///
+    /// # Errors
+    /// When shapes do not fit or memory is short.
+    pub fn run_block(
+        &mut self,
+        idx: usize,
+        x: &Tensor,
+        rotation: &Rotation,
+        packed: &Packed,
+        is_training: bool,
+    ) -> Result<Tensor> {
+        self.visit(idx, x, rotation, &mut Context::Packed(packed), is_training)
+    }
+
+    fn visit(
+        &mut self,
+        idx: usize,
+        x: &Tensor,
+        rotation: &Rotation,
+        context: &mut Context<'_>,
+        is_training: bool,
+    ) -> Result<Tensor> {
+        self.blocks[idx].forward(&self.config, x, rotation, context, is_training, &mut self.workspace)
+    }
+
+    /// The final norm, `[n, hidden]`.
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub fn final_norm(&self, x: &Tensor) -> Result<Tensor> {
+        rms_norm(x, &self.head.norm, self.config.rms_norm_eps)
+    }
+
+    /// Hidden states after the last block, before the final norm, `[tokens, hidden]`, without gradient.
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub fn hidden_states(&mut self, packed: &Packed) -> Result<Tensor> {
+        no_grad(|| {
+            let rotation = self.rotation(&packed.positions)?;
+            let mut x = self.embed(&packed.ids)?;
+            for idx in 0..self.blocks.len() {
+                x = self.run_block(idx, &x, &rotation, packed, false)?;
+            }
+            Ok(x)
+        })
+    }
+
+    /// Logits in f32 for rows of hidden states `[n, hidden]`, giving `[n, vocab]`.
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        no_grad(|| {
+            let normed = self.final_norm(hidden)?;
+            Ok(normed.f_linear(self.head_weight(), None::<&Tensor>)?.f_to_kind(Kind::Float)?)
+        })
+    }
+
+    /// Reads prompts packed without branches into an empty cache: record `i`, of `lens[i]` tokens, becomes sequence
+    /// `i`. Gives the logits after each prompt, `[batch, vocab]` f32.
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub fn prefill(&mut self, packed: &Packed, lens: &[i64], cache: &mut KvCache) -> Result<Tensor> {
+        no_grad(|| {
+            let rotation = self.rotation(&packed.positions)?;
+            let mut x = self.embed(&packed.ids)?;
+            for idx in 0..self.blocks.len() {
+                let mut context = Context::Prefill(packed, lens, &mut cache.layers[idx]);
+                x = self.visit(idx, &x, &rotation, &mut context, false)?;
+            }
+            cache.lengths = lens.to_vec();
+            let last: Vec<i64> = lens
+                .iter()
+                .scan(0, |end, len| {
+                    *end += len;
+                    Some(*end - 1)
+                })
+                .collect();
+            let last = Tensor::f_from_slice(&last)?.f_to_device(self.placement.device)?;
+            self.logits(&x.f_index_select(0, &last)?)
+        })
+    }
+
+    /// Feeds one token `[batch]` to every sequence of the cache. Gives the logits after it, `[batch, vocab]` f32.
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub fn decode(&mut self, ids: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
+        no_grad(|| {
+            let step = cache.next_step()?;
+            let rotation = self.rotation(&step.positions)?;
+            let mut x = self.embed(ids)?;
+            for idx in 0..self.blocks.len() {
+                let mut context = Context::Decode(&step, &mut cache.layers[idx]);
+                x = self.visit(idx, &x, &rotation, &mut context, false)?;
+            }
+            self.logits(&x)
+        })
+    }
+
+    /// What is trained, in the order of the model: the adapters' parameters when there are adapters, else every dense
+    /// weight made trainable by [`Qwen2::train_all`].
+    pub fn parameters(&self) -> Vec<Parameter> {
+        let mut parameters = Vec::new();
+        let mut push = |name: String, tensor: &Tensor, block: Option<usize>| {
+            if tensor.requires_grad() {
+                parameters.push(Parameter { name, tensor: tensor.shallow_clone(), block });
+            }
+        };
+        push("model.embed_tokens.weight".to_owned(), &self.embed_tokens, None);
+        for (idx, block) in self.blocks.iter().enumerate() {
+            for (name, tensor) in block.dense_weights() {
+                push(format!("model.layers.{idx}.{name}"), tensor, Some(idx));
+            }
+            for projection in &block.projections {
+                for (suffix, tensor) in projection.adapter.iter().flat_map(|adapter| adapter.lora.parameters()) {
+                    push(format!("model.layers.{idx}.{}.{suffix}", projection.name), tensor, Some(idx));
+                }
+            }
+        }
+        push("model.norm.weight".to_owned(), &self.head.norm, None);
+        if let Some(lm_head) = &self.head.lm_head {
+            push("lm_head.weight".to_owned(), lm_head, None);
+        }
+        parameters
+    }
+
+    /// Makes every dense weight trainable (full fine-tuning).
+    ///
+    /// # Errors
+    /// When a weight cannot require gradients.
+    pub fn train_all(&mut self) -> Result<()> {
+        for (_, tensor) in self.dense_weights() {
+            let _ = tensor.f_set_requires_grad(true)?;
+        }
+        Ok(())
+    }
+
+    /// Every dense weight with its name in the checkpoint; NF4 weights are not among them.
+    pub fn dense_weights(&self) -> Vec<(String, &Tensor)> {
+        let mut weights = vec![("model.embed_tokens.weight".to_owned(), &self.embed_tokens)];
+        for (idx, block) in self.blocks.iter().enumerate() {
+            weights.extend(
+                block.dense_weights().into_iter().map(|(name, tensor)| (format!("model.layers.{idx}.{name}"), tensor)),
+            );
+        }
+        weights.push(("model.norm.weight".to_owned(), &self.head.norm));
+        weights.extend(self.head.lm_head.iter().map(|tensor| ("lm_head.weight".to_owned(), tensor)));
+        weights
+    }
+
+    /// Tells the layers that an optimizer step changed their adapters.
+    pub fn parameters_changed(&mut self) {
+        for block in &mut self.blocks {
+            block.projections.iter_mut().for_each(|projection| projection.parameters_changed());
+        }
+    }
+}
