@@ -91,6 +91,19 @@ fn build(config: Config, base: &Base<'_>, placement: Placement, quantization: Qu
     Ok(Qwen2 { config, placement, embed_tokens, blocks, head, rope, workspace: Workspace::default() })
 }
 
+/// Turns a dense model's linear layers into NF4, in place.
+///
+/// # Errors
+/// When a weight is not finite or memory is short.
+pub fn quantize(model: &mut Qwen2) -> Result<()> {
+    for projection in model.blocks.iter_mut().flat_map(|block| &mut block.projections) {
+        if let Weight::Dense(weight) = &projection.weight {
+            projection.weight = Weight::Nf4(Nf4::quantize(weight)?);
+        }
+    }
+    Ok(())
+}
+
 /// Puts a fresh adapter on every target module.
 ///
 /// # Errors

@@ -10,15 +10,17 @@ mod packing;
 mod projection;
 mod qwen2;
 mod rope;
+mod save;
 
 pub use block::Block;
 pub use config::Config;
 pub use kv_cache::KvCache;
-pub use load::{Quantization, attach_adapter, init, load, new_adapter};
+pub use load::{Quantization, attach_adapter, init, load, new_adapter, quantize};
 pub use packing::{Packed, Segment};
 pub use projection::{Projection, Weight};
 pub use qwen2::{Head, Parameter, Qwen2};
 pub use rope::Rotation;
+pub use save::{save, save_configs};
 
 use std::path::PathBuf;
 

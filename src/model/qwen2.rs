@@ -221,6 +221,11 @@ impl Qwen2 {
         weights
     }
 
+    /// Gives the expanded weights' buffers away: the next visit of a block takes new ones.
+    pub fn forget_workspace(&mut self) {
+        self.workspace = Workspace::default();
+    }
+
     /// Tells the layers that an optimizer step changed their adapters.
     pub fn parameters_changed(&mut self) {
         for block in &mut self.blocks {

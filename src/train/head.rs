@@ -1,0 +1,93 @@
+//! The loss head: log-probabilities of given tokens and their gradient, at the scored rows only, in chunks.
+//!
+//! The matrix `[rows, vocab]` never exists as a whole; a chunk's logits turn into their own gradient in place.
+
+use tch::{Kind, Tensor, no_grad};
+
+use super::Result;
+use crate::model::Qwen2;
+
+/// Rows whose logits exist at one time.
+const CHUNK_ROWS: i64 = 256;
+
+/// Scored rows with the gradient of `-sum(weight * logp)`.
+#[derive(Debug)]
+pub struct Scored {
+    /// `[rows]` f32, natural log.
+    pub logps: Tensor,
+    /// `[rows, hidden]`, in the model's type.
+    pub grad_hidden: Tensor,
+    /// `[vocab, hidden]` f32, when the head is trained.
+    pub grad_weight: Option<Tensor>,
+}
+
+fn chunks(n_rows: i64) -> impl Iterator<Item = (i64, i64)> {
+    (0..n_rows).step_by(CHUNK_ROWS as usize).map(move |start| (start, CHUNK_ROWS.min(n_rows - start)))
+}
+
+/// f32 logits of normed hidden states `[n, hidden]`.
+fn logits(model: &Qwen2, hidden: &Tensor) -> Result<Tensor> {
+    Ok(hidden.f_linear(model.head_weight(), None::<&Tensor>)?.f_to_kind(Kind::Float)?)
+}
+
+/// Log-probabilities of `targets` `[rows]` after the normed hidden states `[rows, hidden]`: `[rows]` f32, no gradient.
+///
+/// # Errors
+/// When memory is short.
+pub fn score(model: &Qwen2, hidden: &Tensor, targets: &Tensor) -> Result<Tensor> {
+    no_grad(|| {
+        let mut logps = Vec::new();
+        for (start, len) in chunks(hidden.size()[0]) {
+            let logits = logits(model, &hidden.f_narrow(0, start, len)?)?;
+            let targets = targets.f_narrow(0, start, len)?.f_unsqueeze(1)?;
+            let picked = logits.f_gather(1, &targets, false)?.f_squeeze_dim(1)?;
+            logps.push(picked.f_sub(&logits.f_logsumexp(1i64, false)?)?);
+        }
+        join(logps, hidden)
+    })
+}
+
+/// As [`score`], with the gradient of `-sum(weights * logps)`; `weights` is `[rows]` f32.
+///
+/// # Errors
+/// When memory is short.
+pub fn score_with_gradient(
+    model: &Qwen2,
+    hidden: &Tensor,
+    targets: &Tensor,
+    weights: &Tensor,
+    trains_head: bool,
+) -> Result<Scored> {
+    no_grad(|| {
+        let head = model.head_weight();
+        let mut logps = Vec::new();
+        let mut grads = Vec::new();
+        let mut grad_weight =
+            if trains_head { Some(Tensor::f_zeros(head.size(), (Kind::Float, head.device()))?) } else { None };
+        for (start, len) in chunks(hidden.size()[0]) {
+            let rows = hidden.f_narrow(0, start, len)?;
+            let mut logits = logits(model, &rows)?;
+            let targets = targets.f_narrow(0, start, len)?.f_unsqueeze(1)?;
+            let weights = weights.f_narrow(0, start, len)?.f_unsqueeze(1)?;
+            let normalizer = logits.f_logsumexp(1i64, true)?;
+            logps.push(logits.f_gather(1, &targets, false)?.f_sub(&normalizer)?.f_squeeze_dim(1)?);
+            // d(-w logp)/dlogits = w (softmax - onehot)
+            let mut gradient = logits.f_subtract_(&normalizer)?.f_exp_()?;
+            let mut gradient = gradient.f_mul_(&weights)?;
+            let gradient = gradient.f_scatter_add_(1, &targets, &weights.f_neg()?)?.f_to_kind(rows.f_kind()?)?;
+            grads.push(gradient.f_matmul(head)?);
+            if let Some(total) = &mut grad_weight {
+                let _ = total.f_add_(&gradient.f_transpose(0, 1)?.f_matmul(&rows)?.f_to_kind(Kind::Float)?)?;
+            }
+        }
+        let grad_hidden = if grads.is_empty() { hidden.f_zeros_like()? } else { Tensor::f_cat(&grads, 0)? };
+        Ok(Scored { logps: join(logps, hidden)?, grad_hidden, grad_weight })
+    })
+}
+
+fn join(parts: Vec<Tensor>, like: &Tensor) -> Result<Tensor> {
+    if parts.is_empty() {
+        return Ok(Tensor::f_zeros([0], (Kind::Float, like.device()))?);
+    }
+    Ok(Tensor::f_cat(&parts, 0)?)
+}

@@ -1,0 +1,3 @@
+//! What is minimised.
+
+pub mod orpo;

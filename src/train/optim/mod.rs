@@ -1,0 +1,5 @@
+//! Optimizers over a list of parameters.
+
+mod adamw;
+
+pub use adamw::AdamW;

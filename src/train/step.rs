@@ -1,0 +1,376 @@
+//! Forward and backward of one micro-batch, block by block.
+//!
+//! Forward keeps only each block's input. Backward visits the blocks last to first: it runs one again with gradient,
+//! takes the gradients of its input and its parameters, and drops the graph. Peak memory is the weights, the block
+//! inputs and one block's graph (gradient checkpointing of Chen et al., 1604.06174, one segment a block).
+
+use std::collections::HashMap;
+
+use tch::{Device, Kind, Tensor, no_grad};
+
+use super::batch::Batch;
+use super::head::{score, score_with_gradient};
+use super::{Error, Result};
+use crate::model::{Packed, Parameter, Qwen2};
+
+/// Accumulated gradients, f32, in the order of the parameters. `None` until a parameter has had one.
+#[derive(Debug)]
+pub struct Gradients {
+    pub tensors: Vec<Option<Tensor>>,
+    by_name: HashMap<String, usize>,
+}
+
+impl Gradients {
+    /// No gradients yet for these parameters.
+    pub fn new(parameters: &[Parameter]) -> Self {
+        Self {
+            tensors: parameters.iter().map(|_| None).collect(),
+            by_name: parameters.iter().enumerate().map(|(idx, parameter)| (parameter.name.clone(), idx)).collect(),
+        }
+    }
+
+    fn add(&mut self, idx: usize, gradient: &Tensor) -> Result<()> {
+        if !gradient.defined() {
+            return Ok(());
+        }
+        let gradient = gradient.f_to_kind(Kind::Float)?;
+        match &mut self.tensors[idx] {
+            Some(total) => {
+                let _ = total.f_add_(&gradient)?;
+            }
+            empty => *empty = Some(gradient.f_detach()?),
+        }
+        Ok(())
+    }
+
+    fn index_of(&self, name: &str) -> Option<usize> {
+        self.by_name.get(name).copied()
+    }
+
+    /// Forgets all gradients.
+    pub fn clear(&mut self) {
+        self.tensors.iter_mut().for_each(|gradient| *gradient = None);
+    }
+
+    /// The Euclidean norm over all gradients.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    pub fn norm(&self) -> Result<f64> {
+        let norms: Vec<Tensor> =
+            self.tensors.iter().flatten().map(|gradient| gradient.f_norm()).collect::<std::result::Result<_, _>>()?;
+        if norms.is_empty() {
+            return Ok(0.0);
+        }
+        Ok(Tensor::f_stack(&norms, 0)?.f_norm()?.f_double_value(&[])?)
+    }
+
+    /// Multiplies all gradients.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    pub fn scale(&mut self, factor: f64) -> Result<()> {
+        for gradient in self.tensors.iter_mut().flatten() {
+            let _ = gradient.f_mul_scalar_(factor)?;
+        }
+        Ok(())
+    }
+}
+
+/// The tensors of a micro-batch.
+struct Placed {
+    packed: Packed,
+    rows: Tensor,
+    targets: Tensor,
+}
+
+impl Placed {
+    fn new(model: &Qwen2, batch: &Batch) -> Result<Self> {
+        let device = model.placement.device;
+        let place = |values: &[i64]| -> Result<Tensor> { Ok(Tensor::f_from_slice(values)?.f_to_device(device)?) };
+        Ok(Self {
+            packed: Packed::new(&batch.ids, &batch.segments, model.config.vocab_size, device)?,
+            rows: place(&batch.rows)?,
+            targets: place(&batch.targets)?,
+        })
+    }
+}
+
+/// Log-probabilities (nats) of a batch's targets, without dropout or gradient.
+///
+/// # Errors
+/// When a token is outside the vocabulary or memory is short.
+pub fn log_probabilities(model: &mut Qwen2, batch: &Batch) -> Result<Vec<f32>> {
+    no_grad(|| {
+        let placed = Placed::new(model, batch)?;
+        let hidden = model.hidden_states(&placed.packed)?.f_index_select(0, &placed.rows)?;
+        to_vec(&score(model, &model.final_norm(&hidden)?, &placed.targets)?)
+    })
+}
+
+/// How much each target's log-probability counts: the loss is `-sum(weight * logp)` to first order.
+pub enum Weigh<'a> {
+    /// Every target alike.
+    Uniform(f64),
+    /// From the log-probabilities themselves; costs a second pass over the head.
+    ByLogps(&'a dyn Fn(&[f32]) -> Vec<f32>),
+}
+
+/// Runs a micro-batch forward and backward and adds the gradients. Gives the targets' log-probabilities (nats).
+///
+/// `dropout_seed` decides the dropout masks; the forward pass and the recomputation draw the same ones.
+///
+/// # Errors
+/// When a token is outside the vocabulary, memory is short, or a log-probability is not finite.
+pub fn backward(
+    model: &mut Qwen2,
+    parameters: &[Parameter],
+    gradients: &mut Gradients,
+    batch: &Batch,
+    weigh: &Weigh<'_>,
+    dropout_seed: u64,
+) -> Result<Vec<f32>> {
+    let placed = Placed::new(model, batch)?;
+    let Placed { packed, rows, targets } = &placed;
+    let seed_block =
+        |idx: usize| tch::manual_seed((dropout_seed.wrapping_add(idx as u64) & 0x7fff_ffff_ffff_ffff) as i64);
+    let n_blocks = model.blocks.len();
+    let rotation = model.rotation(&packed.positions)?;
+    let mut inputs = Vec::with_capacity(n_blocks);
+    let last = no_grad(|| -> Result<Tensor> {
+        let mut x = model.embed(&packed.ids)?;
+        for idx in 0..n_blocks {
+            seed_block(idx);
+            let y = model.run_block(idx, &x, &rotation, packed, true)?;
+            inputs.push(std::mem::replace(&mut x, y));
+        }
+        Ok(x)
+    })?;
+
+    let embedding = gradients.index_of("model.embed_tokens.weight");
+    let lm_head = if model.head.lm_head.is_some() { gradients.index_of("lm_head.weight") } else { embedding };
+    let scored_hidden = no_grad(|| last.f_index_select(0, rows))?.f_set_requires_grad(true)?;
+    let normed = model.final_norm(&scored_hidden)?;
+    let hidden = normed.f_detach()?;
+    let weights = match weigh {
+        Weigh::Uniform(weight) => vec![*weight as f32; batch.targets.len()],
+        Weigh::ByLogps(weigh) => weigh(&to_vec(&score(model, &hidden, targets)?)?),
+    };
+    let weights = Tensor::f_from_slice(&weights)?.f_to_device(model.placement.device)?;
+    let scored = score_with_gradient(model, &hidden, targets, &weights, lm_head.is_some())?;
+    let logps = to_vec(&scored.logps)?;
+    if let Some(logp) = logps.iter().find(|logp| !logp.is_finite()) {
+        return Err(Error::NotFinite { what: "log-probability", value: f64::from(*logp) });
+    }
+    if let (Some(idx), Some(gradient)) = (lm_head, &scored.grad_weight) {
+        gradients.add(idx, gradient)?;
+    }
+
+    let mut leaves = vec![scored_hidden.shallow_clone()];
+    let norm = gradients.index_of("model.norm.weight");
+    leaves.extend(norm.map(|idx| parameters[idx].tensor.shallow_clone()));
+    let through_norm = pull_back(&normed, &scored.grad_hidden, &leaves)?;
+    if let Some(idx) = norm {
+        gradients.add(idx, &through_norm[1])?;
+    }
+    let mut upstream = no_grad(|| last.f_zeros_like()?.f_index_add_(0, rows, &through_norm[0]))?;
+    drop((scored, normed, hidden, scored_hidden, last));
+
+    for idx in (0..n_blocks).rev() {
+        let Some(input) = inputs.pop() else { break };
+        let needs_input = idx > 0 || embedding.is_some();
+        let x = input.f_detach()?.f_set_requires_grad(needs_input)?;
+        seed_block(idx);
+        let y = model.run_block(idx, &x, &rotation, packed, true)?;
+        let own: Vec<usize> = (0..parameters.len()).filter(|&p| parameters[p].block == Some(idx)).collect();
+        let mut leaves: Vec<Tensor> = own.iter().map(|&p| parameters[p].tensor.shallow_clone()).collect();
+        if needs_input {
+            leaves.push(x);
+        }
+        if leaves.is_empty() {
+            break;
+        }
+        let mut pulled = pull_back(&y, &upstream, &leaves)?;
+        if needs_input {
+            upstream = pulled.pop().unwrap_or(upstream);
+        }
+        for (p, gradient) in own.into_iter().zip(&pulled) {
+            gradients.add(p, gradient)?;
+        }
+    }
+    if let Some(idx) = embedding {
+        let table = &parameters[idx].tensor;
+        let zeros = Tensor::f_zeros(table.size(), (Kind::Float, table.device()))?;
+        let gradient = zeros.f_index_add(0, &packed.ids, &upstream.f_to_kind(Kind::Float)?)?;
+        gradients.add(idx, &gradient)?;
+    }
+    Ok(logps)
+}
+
+/// Gradients of `sum(y * upstream)` with respect to `leaves`; of those that `y` does not depend on, undefined tensors.
+fn pull_back(y: &Tensor, upstream: &Tensor, leaves: &[Tensor]) -> Result<Vec<Tensor>> {
+    let product = y.f_mul(upstream)?.f_sum(y.f_kind()?)?;
+    Ok(Tensor::f_run_backward(&[product], leaves, false, false)?)
+}
+
+fn to_vec(tensor: &Tensor) -> Result<Vec<f32>> {
+    let tensor = tensor.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?;
+    let mut values = vec![0f32; tensor.numel()];
+    let n = values.len();
+    tensor.f_copy_data(&mut values, n)?;
+    Ok(values)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adapter::{Settings, TargetModules};
+    use crate::model::{Config, init, new_adapter, quantize};
+    use crate::tensor::{Placement, Rng};
+    use crate::train::batch::{PreferenceTokens, pack_preferences, pack_records};
+    use crate::train::stub::Tokens;
+
+    const PLACEMENT: Placement = Placement { device: Device::Cpu, dtype: Kind::Float };
+
+    fn config(tie_word_embeddings: bool) -> Config {
+        Config {
+            vocab_size: 61,
+            hidden_size: 20,
+            intermediate_size: 36,
+            num_hidden_layers: 3,
+            num_attention_heads: 4,
+            num_key_value_heads: 2,
+            head_dim: 6,
+            rope_theta: 1e4,
+            rms_norm_eps: 1e-6,
+            tie_word_embeddings,
+            max_position_embeddings: 64,
+        }
+    }
+
+    /// A model whose every tensor matters: random biases, norms, B and magnitudes.
+    fn model(tie: bool, use_dora: Option<bool>) -> Qwen2 {
+        let mut model = init(config(tie), 5, PLACEMENT).unwrap();
+        let mut rng = Rng::named(9, "noise");
+        let mut disturb = |tensor: &Tensor, std: f32| {
+            no_grad(|| tensor.shallow_clone().f_add_(&rng.normal(&tensor.size(), std).unwrap()).unwrap());
+        };
+        model.dense_weights().iter().for_each(|(_, tensor)| disturb(tensor, 0.15));
+        let Some(use_dora) = use_dora else {
+            model.train_all().unwrap();
+            return model;
+        };
+        quantize(&mut model).unwrap();
+        let settings = Settings {
+            r: 4,
+            lora_alpha: 8.0,
+            lora_dropout: 0.0,
+            use_dora,
+            use_rslora: false,
+            target_modules: TargetModules::Pattern("all-linear".into()),
+            rank_pattern: Default::default(),
+            alpha_pattern: Default::default(),
+        };
+        new_adapter(&mut model, &settings, 3).unwrap();
+        model.parameters().iter().for_each(|parameter| disturb(&parameter.tensor, 0.1));
+        model.parameters_changed();
+        model
+    }
+
+    fn ids(rng: &mut Rng, len: usize) -> Vec<u32> {
+        (0..len).map(|_| rng.below(61) as u32).collect()
+    }
+
+    fn records() -> Vec<Tokens> {
+        let mut rng = Rng::named(2, "records");
+        [9usize, 4, 13, 8]
+            .iter()
+            .map(|&len| Tokens { ids: ids(&mut rng, len), is_target: (0..len).map(|idx| idx % 3 != 1).collect() })
+            .collect()
+    }
+
+    /// Loss and gradients by one autograd graph of the whole model.
+    fn whole_graph(model: &mut Qwen2, batch: &Batch, weights: &[f32]) -> (Vec<f32>, Vec<Tensor>) {
+        let placed = Placed::new(model, batch).unwrap();
+        let rotation = model.rotation(&placed.packed.positions).unwrap();
+        let mut x = model.embed(&placed.packed.ids).unwrap();
+        for idx in 0..model.blocks.len() {
+            x = model.run_block(idx, &x, &rotation, &placed.packed, true).unwrap();
+            // The workspace's buffers are reused by the next block, which one graph over all of them cannot bear.
+            model.forget_workspace();
+        }
+        let hidden = model.final_norm(&x.index_select(0, &placed.rows)).unwrap();
+        let logits = hidden.linear(model.head_weight(), None::<&Tensor>);
+        let logps = logits.log_softmax(-1, Kind::Float).gather(1, &placed.targets.unsqueeze(1), false).squeeze_dim(1);
+        let loss = -(&logps * Tensor::from_slice(weights)).sum(Kind::Float);
+        let leaves: Vec<Tensor> = model.parameters().iter().map(|p| p.tensor.shallow_clone()).collect();
+        (to_vec(&logps.detach()).unwrap(), Tensor::run_backward(&[loss], &leaves, false, false))
+    }
+
+    fn check(mut model: Qwen2, batch: &Batch) {
+        let mut rng = Rng::named(4, "weights");
+        let weights: Vec<f32> = batch.rows.iter().map(|_| rng.next_f32() - 0.3).collect();
+        let (expected_logps, expected) = whole_graph(&mut model, batch, &weights);
+        let parameters = model.parameters();
+        let mut gradients = Gradients::new(&parameters);
+        let weigh = |_: &[f32]| weights.clone();
+        let logps = backward(&mut model, &parameters, &mut gradients, batch, &Weigh::ByLogps(&weigh), 0).unwrap();
+        assert!(logps.iter().zip(&expected_logps).all(|(a, b)| (a - b).abs() < 1e-5));
+        assert!(!parameters.is_empty());
+        for ((parameter, gradient), expected) in parameters.iter().zip(&gradients.tensors).zip(&expected) {
+            let scale = expected.abs().max().double_value(&[]);
+            let difference = (gradient.as_ref().unwrap() - expected).abs().max().double_value(&[]);
+            // The same f32 operations in another order of summation.
+            assert!(scale > 1e-6 && difference < 2e-5 * scale.max(0.1), "{}: {difference} of {scale}", parameter.name);
+        }
+    }
+
+    #[test]
+    fn full_fine_tuning_gradients_are_those_of_one_graph() {
+        check(model(true, None), &pack_records(&records()));
+        check(model(false, None), &pack_records(&records()));
+    }
+
+    #[test]
+    fn adapter_gradients_are_those_of_one_graph() {
+        check(model(true, Some(false)), &pack_records(&records()));
+        check(model(false, Some(true)), &pack_records(&records()));
+    }
+
+    #[test]
+    fn shared_prompts_give_the_log_probabilities_of_separate_sequences() {
+        let mut rng = Rng::named(8, "pairs");
+        let mut record = |prompt, chosen, rejected| PreferenceTokens {
+            prompt: ids(&mut rng, prompt),
+            chosen: ids(&mut rng, chosen),
+            rejected: ids(&mut rng, rejected),
+        };
+        let records = [record(5, 3, 6), record(9, 4, 2), record(5, 4, 4)];
+        let (shared, _) = pack_preferences(&records);
+        check(model(true, Some(true)), &shared);
+
+        let separate = |prompt: &[u32], answer: &[u32], with_prompt: bool| Tokens {
+            ids: [prompt, answer].concat(),
+            is_target: (0..prompt.len() + answer.len()).map(|idx| with_prompt || idx >= prompt.len()).collect(),
+        };
+        let apart: Vec<Tokens> = records
+            .iter()
+            .flat_map(|r| [separate(&r.prompt, &r.chosen, true), separate(&r.prompt, &r.rejected, false)])
+            .collect();
+        let mut model = model(true, Some(true));
+        let shared = log_probabilities(&mut model, &shared).unwrap();
+        let apart = log_probabilities(&mut model, &pack_records(&apart)).unwrap();
+        assert_eq!(shared.len(), apart.len());
+        assert!(shared.iter().zip(&apart).all(|(a, b)| (a - b).abs() < 1e-5));
+    }
+
+    #[test]
+    fn packed_records_score_as_they_do_alone() {
+        let mut model = model(false, Some(true));
+        let records = records();
+        let packed = log_probabilities(&mut model, &pack_records(&records)).unwrap();
+        let alone: Vec<f32> =
+            records.iter().flat_map(|r| log_probabilities(&mut model, &pack_records([r])).unwrap()).collect();
+        assert!(packed.iter().zip(&alone).all(|(a, b)| (a - b).abs() < 1e-5));
+    }
+}
