@@ -1,1 +1,15 @@
-//! Stub.
+//! The ICD-10-CM code set: which codes are billable, what they mean, and which may stand together.
+//!
+//! In: the official tabular list (XML). Out: a [`Release`], which answers from memory and never prints.
+
+mod code;
+mod error;
+mod release;
+mod seventh;
+mod tabular;
+
+pub use code::Code;
+pub use error::Error;
+pub use release::{Billable, Release};
+pub use seventh::{Extension, Seventh};
+pub use tabular::{Chapter, Node, NodeId, Notes, Section};

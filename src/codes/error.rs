@@ -1,0 +1,85 @@
+//! What can be wrong with a code or with a file of codes.
+
+use std::path::{Path, PathBuf};
+
+use crate::diag::Diagnostic;
+use crate::fsio;
+
+/// A code or a code-set file that could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A text that does not have the form of a code.
+    #[error("`{text}` does not have the form of an ICD-10-CM code")]
+    NotACode {
+        /// The text, shortened when it is long.
+        text: String,
+    },
+    /// A file that could not be opened, read or written.
+    #[error(transparent)]
+    File(#[from] fsio::Error),
+    /// A file that stops before its end or whose bytes are damaged.
+    #[error("`{}` is damaged or incomplete: {message}", path.display())]
+    Torn {
+        /// The file.
+        path: PathBuf,
+        /// Where and how.
+        message: String,
+    },
+    /// A file that is whole but holds something else than a code set.
+    #[error("`{}` is not {expected}: {message}", path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// What a file in this place holds.
+        expected: &'static str,
+        /// What was found instead.
+        message: String,
+    },
+    /// An entry of a code-set file that breaks the rules of the format.
+    #[error("`{}` line {line}: {message}", path.display())]
+    BadEntry {
+        /// The file.
+        path: PathBuf,
+        /// The line, counted from 1.
+        line: usize,
+        /// Expected and actual values.
+        message: String,
+    },
+}
+
+impl Error {
+    /// The error for a text that is no code; only the beginning of a long text is kept.
+    pub(super) fn not_a_code(text: &str) -> Self {
+        let mut short: String = text.chars().take(24).collect();
+        if short.len() < text.len() {
+            short.push('…');
+        }
+        Self::NotACode { text: short }
+    }
+
+    pub(super) fn bad_entry(path: &Path, line: usize, message: impl Into<String>) -> Self {
+        Self::BadEntry { path: path.to_owned(), line, message: message.into() }
+    }
+}
+
+impl Diagnostic for Error {
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::NotACode { .. } => Some("codes look like `I10`, `E11.9` or `S82.201A`".into()),
+            Self::File(error) => error.hint(),
+            Self::Torn { .. } => {
+                Some("download the file again; `axismapper codes fetch` does so and verifies what it got".into())
+            }
+            Self::Foreign { .. } => Some(
+                "pass the tabular list of CMS or NCHS (XML, .gz or the .zip as downloaded), \
+                 or the codes.json that `axismapper codes build` writes"
+                    .into(),
+            ),
+            Self::BadEntry { .. } => Some("check that the file is the official one, unchanged".into()),
+        }
+    }
+
+    fn is_usage(&self) -> bool {
+        matches!(self, Self::NotACode { .. })
+    }
+}

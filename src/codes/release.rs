@@ -1,0 +1,265 @@
+//! One release of the code set, held in memory: what is billable, what a code means, and where it stands.
+
+use std::collections::HashMap;
+use std::io::Read as _;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::seventh::{Extension, Seventh, SeventhLimit, complete};
+use super::tabular::{Chapter, Node, NodeId, Section, Tabular};
+use super::{Code, Error};
+use crate::fsio;
+
+/// The official list that is built in, unchanged.
+const BUILTIN_XML: &[u8] = include_bytes!("../../assets/icd10cm/icd10cm-tabular-April-1-2026.xml.gz");
+
+/// A billable code.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Billable {
+    /// The code.
+    pub code: Code,
+    /// The full description, with the text of the seventh character.
+    pub description: String,
+    /// The leaf of the tabular list that it comes from; none in a release read from JSON or an order file.
+    pub node: Option<NodeId>,
+    /// The seventh character, where one completes the leaf.
+    pub seventh: Option<Seventh>,
+}
+
+/// A release of ICD-10-CM.
+#[derive(Debug)]
+pub struct Release {
+    name: String,
+    tabular: Tabular,
+    /// Every node, by code.
+    by_code: Vec<(Code, NodeId)>,
+    /// Sorted by code.
+    billable: Vec<Billable>,
+    /// The places in the tabular list that each section covers.
+    section_spans: Vec<Range<u32>>,
+}
+
+impl Release {
+    /// The release built into the program: April 2026 (FY2026), 74,719 billable codes.
+    ///
+    /// # Errors
+    /// Never on a sound build; a damaged table is an error like that of any other file.
+    pub fn builtin() -> Result<Self, Error> {
+        let path = Path::new("icd10cm-tabular-April-1-2026.xml.gz");
+        let mut xml = String::new();
+        flate2::read::GzDecoder::new(BUILTIN_XML)
+            .read_to_string(&mut xml)
+            .map_err(|error| Error::Torn { path: path.to_owned(), message: error.to_string() })?;
+        Ok(Self::from_tabular("FY2026 April".into(), Tabular::parse(&xml, path)?))
+    }
+
+    /// Reads a release from a file: the tabular list in XML, or a `codes.json` of billable codes.
+    ///
+    /// # Errors
+    /// [`Error`] with the place of the fault.
+    pub fn load(path: &Path) -> Result<Self, Error> {
+        let text = read_text(path)?;
+        if text.trim_start_matches('\u{feff}').trim_start().starts_with('{') {
+            return Self::from_json(&text, path);
+        }
+        let tabular = Tabular::parse(&text, path)?;
+        Ok(Self::from_tabular(format!("FY{}", tabular.version), tabular))
+    }
+
+    /// A short name, as "FY2026 April".
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Number of billable codes.
+    pub fn len(&self) -> usize {
+        self.billable.len()
+    }
+
+    /// Whether there is no billable code.
+    pub fn is_empty(&self) -> bool {
+        self.billable.is_empty()
+    }
+
+    /// The billable codes, sorted by code.
+    pub fn billable(&self) -> &[Billable] {
+        &self.billable
+    }
+
+    /// The billable code `code`.
+    pub fn get(&self, code: Code) -> Option<&Billable> {
+        let idx = self.billable.binary_search_by_key(&code, |billable| billable.code).ok()?;
+        self.billable.get(idx)
+    }
+
+    /// Whether a claim may carry `code`.
+    pub fn is_billable(&self, code: Code) -> bool {
+        self.get(code).is_some()
+    }
+
+    /// What `code` means, billable or header.
+    pub fn description(&self, code: Code) -> Option<&str> {
+        match self.get(code) {
+            Some(billable) => Some(&billable.description),
+            None => self.node(code).map(|node| node.description.as_str()),
+        }
+    }
+
+    /// The entry of the tabular list with exactly this code. Codes completed by a seventh character have none.
+    pub fn node(&self, code: Code) -> Option<&Node> {
+        self.node_id(code).map(|id| self.node_at(id))
+    }
+
+    /// The entry at a place of the tabular list, as [`Billable::node`] gives it.
+    pub fn node_at(&self, id: NodeId) -> &Node {
+        &self.tabular.nodes[id.idx()]
+    }
+
+    /// The entries of the tabular list, in the order of the document.
+    pub fn nodes(&self) -> &[Node] {
+        &self.tabular.nodes
+    }
+
+    /// The entry right above `code`: the leaf for a code completed by a seventh character.
+    pub fn parent_of(&self, code: Code) -> Option<&Node> {
+        self.ancestors(code).next()
+    }
+
+    /// The entries above `code`, the nearest first, its category last. Sections and chapters are not among them.
+    pub fn ancestors(&self, code: Code) -> impl Iterator<Item = &Node> {
+        let first = match self.node(code) {
+            Some(node) => node.parent,
+            None => self.get(code).and_then(|billable| billable.node),
+        };
+        std::iter::successors(first.map(|id| self.node_at(id)), |node| node.parent.map(|id| self.node_at(id)))
+    }
+
+    /// The billable codes below `code`, or itself when it is billable; empty for an unknown code.
+    pub fn billable_under(&self, code: Code) -> &[Billable] {
+        let start = self.billable.partition_point(|billable| billable.code < code);
+        let n_under = self.billable[start..].partition_point(|billable| billable.code.is_under(code));
+        &self.billable[start..start + n_under]
+    }
+
+    /// The billable codes right below the same entry as `code`, itself left out. For `S82.201A` these differ in the
+    /// seventh character; for `A00.0` they are the other billable codes right below `A00`.
+    pub fn siblings(&self, code: Code) -> Vec<&Billable> {
+        let above = self.parent_of(code).map(|parent| parent.code);
+        let header = above.unwrap_or_else(|| code.truncated(code.len().max(4) - 1));
+        let is_sibling = |other: &&Billable| {
+            let beside = match above {
+                Some(above) => self.parent_of(other.code).map(|parent| parent.code) == Some(above),
+                None => other.code.len() == code.len(),
+            };
+            beside && other.code != code
+        };
+        self.billable_under(header).iter().filter(is_sibling).collect()
+    }
+
+    /// The list of seventh characters that completes the leaf `code`, wherever above it stands.
+    pub fn extensions_of(&self, code: Code) -> Option<&[Extension]> {
+        let own = self.node_id(code).into_iter();
+        let above = self.ancestors(code).filter_map(|node| self.node_id(node.code));
+        own.chain(above).find_map(|id| {
+            let idx = self.tabular.extensions.binary_search_by_key(&id, |(holder, _)| *holder).ok()?;
+            Some(self.tabular.extensions[idx].1.as_slice())
+        })
+    }
+
+    /// The chapters, in order.
+    pub fn chapters(&self) -> &[Chapter] {
+        &self.tabular.chapters
+    }
+
+    /// The chapter whose range of categories holds `code`, known or not.
+    pub fn chapter_of(&self, code: Code) -> Option<&Chapter> {
+        let category = code.category();
+        self.chapters().iter().find(|chapter| chapter.first <= category && category <= chapter.last)
+    }
+
+    /// The sections that hold `code`, in the order of the document: a wide one comes before those inside it.
+    pub fn sections_of(&self, code: Code) -> impl Iterator<Item = &Section> {
+        let place = self.node_id(code.category()).map(|id| id.0);
+        let spans = self.tabular.sections.iter().zip(&self.section_spans);
+        spans.filter(move |(_, span)| place.is_some_and(|place| span.contains(&place))).map(|(section, _)| section)
+    }
+
+    fn node_id(&self, code: Code) -> Option<NodeId> {
+        let idx = self.by_code.binary_search_by_key(&code, |(code, _)| *code).ok()?;
+        Some(self.by_code[idx].1)
+    }
+
+    pub(super) fn from_tabular(name: String, tabular: Tabular) -> Self {
+        let mut by_code: Vec<(Code, NodeId)> = Vec::with_capacity(tabular.nodes.len());
+        by_code.extend(tabular.nodes.iter().zip(0..).map(|(node, idx)| (node.code, NodeId(idx))));
+        by_code.sort_unstable();
+        let section_spans = tabular.sections.iter().map(|section| tabular.span(section.first, section.last)).collect();
+        let billable = expand(&tabular);
+        Self { name, tabular, by_code, billable, section_spans }
+    }
+
+    /// Reads `{"A00.0": "Cholera due to ...", ...}`.
+    fn from_json(text: &str, path: &Path) -> Result<Self, Error> {
+        let descriptions: HashMap<Code, String> = serde_json::from_str(text).map_err(|error| {
+            if error.is_eof() {
+                Error::Torn { path: path.to_owned(), message: error.to_string() }
+            } else {
+                Error::bad_entry(path, error.line(), fsio::json_fault(&error))
+            }
+        })?;
+        let from_entry = |(code, description)| Billable { code, description, node: None, seventh: None };
+        let mut billable: Vec<Billable> = descriptions.into_iter().map(from_entry).collect();
+        billable.sort_unstable_by_key(|billable| billable.code);
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let tabular = Tabular::default();
+        Ok(Self { name, tabular, by_code: Vec::new(), billable, section_spans: Vec::new() })
+    }
+}
+
+/// The text of a file; damage to its compression or encoding is told apart from a file that is not there.
+fn read_text(path: &Path) -> Result<String, Error> {
+    use std::io::ErrorKind::{InvalidData, InvalidInput, UnexpectedEof};
+    fsio::read_text(path).map_err(|error| match error {
+        fsio::Error::Io { source, path, .. } if matches!(source.kind(), InvalidData | InvalidInput | UnexpectedEof) => {
+            Error::Torn { path, message: source.to_string() }
+        }
+        error => Error::File(error),
+    })
+}
+
+/// The billable codes of a tabular list, sorted: each leaf, or the codes that its seventh characters make of it.
+fn expand(tabular: &Tabular) -> Vec<Billable> {
+    let limits: Vec<SeventhLimit> =
+        tabular.nodes.iter().flat_map(|node| &node.remarks).filter_map(|note| SeventhLimit::parse(note)).collect();
+    // The list in force at each level of the path to the current node.
+    let mut in_force: Vec<Option<&[Extension]>> = Vec::new();
+    let mut lists = tabular.extensions.iter().peekable();
+    let mut billable = Vec::with_capacity(2 * tabular.nodes.len());
+    for (node, idx) in tabular.nodes.iter().zip(0..) {
+        let id = NodeId(idx);
+        in_force.truncate(node.depth as usize);
+        let own = lists.next_if(|(holder, _)| *holder == id).map(|(_, list)| list.as_slice());
+        let list = own.or_else(|| in_force.last().copied().flatten());
+        in_force.push(list);
+        if !node.children.is_empty() {
+            continue;
+        }
+        match list.filter(|_| node.code.len() < Code::MAX_LEN) {
+            None => billable.push(Billable {
+                code: node.code,
+                description: node.description.clone(),
+                node: Some(id),
+                seventh: None,
+            }),
+            Some(list) => billable.extend(complete(node.code, list, &limits).map(|(code, extension)| Billable {
+                code,
+                description: [&node.description, ", ", &extension.text].concat(),
+                node: Some(id),
+                seventh: Some(Seventh { character: extension.character, text: Arc::clone(&extension.text) }),
+            })),
+        }
+    }
+    billable.sort_unstable_by_key(|billable| billable.code);
+    billable
+}
