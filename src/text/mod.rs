@@ -1,5 +1,19 @@
 //! Text to token ids: messages, the tokenizer, the chat template, and the mask of tokens that a loss counts.
+//!
+//! A [`Tokenizer`] is a folder's `tokenizer.json`, `tokenizer_config.json` and chat template together. Its ids equal
+//! those that transformers gives for the same folder and the same messages.
 
+mod bpe;
+mod chat;
+mod error;
 mod message;
+mod template;
+mod tokenizer;
+mod tokens;
 
+pub use bpe::train_bpe;
+pub use error::Error;
 pub use message::{Message, Role};
+pub use template::ChatTemplate;
+pub use tokenizer::Tokenizer;
+pub use tokens::Tokens;

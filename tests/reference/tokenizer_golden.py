@@ -1,0 +1,144 @@
+"""Makes tests/fixtures/tokenizer: a small byte-level BPE tokenizer with Qwen's pipeline, trained by the Python
+`tokenizers`, and golden.json with token ids and assistant masks of chat records as transformers gives them.
+
+Run it from the repository root: python3 tests/reference/tokenizer_golden.py
+Made with transformers 5.23.0, tokenizers 0.23.3.
+"""
+
+import gzip
+import json
+import random
+import re
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer
+
+ROOT = Path(__file__).parents[2]
+OUT = ROOT / "tests/fixtures/tokenizer"
+TEMPLATE = (ROOT / "assets/qwen2.5/chat_template.jinja").read_text()
+VOCAB_SIZE = 700
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# Qwen's template with the assistant's content and end token marked, which makes transformers return a mask.
+MARKED = TEMPLATE.replace(
+    """        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}""",
+    """        {{- '<|im_start|>' + message.role + '\\n' }}
+        {%- if message.role == 'assistant' %}
+            {%- generation %}{{- message.content + '<|im_end|>' }}{%- endgeneration %}
+        {%- else %}
+            {{- message.content + '<|im_end|>' }}
+        {%- endif %}
+        {{- '\\n' }}""",
+)
+assert MARKED != TEMPLATE
+
+
+def corpus():
+    """Descriptions from the tabular list, a line each, with some codes and other scripts."""
+    xml = gzip.open(ROOT / "assets/icd10cm/icd10cm-tabular-April-1-2026.xml.gz", "rt", encoding="utf-8").read()
+    lines = re.findall(r"<name>([^<]+)</name>\s*<desc>([^<]+)</desc>", xml)
+    lines = random.Random(7).sample(lines, 500)
+    return [f"{name} {text}" for name, text in lines] + ["Knöchel, ankle", "髋部骨折", "naïve café", "🦴 bone"]
+
+
+def train(texts):
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False),
+    ])
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE - len(SPECIAL), initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL])
+    return tokenizer
+
+
+def save(tokenizer, texts):
+    OUT.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(OUT / "tokenizer.json"))
+    added = {str(tokenizer.token_to_id(token)): {
+        "content": token, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True,
+    } for token in SPECIAL}
+    config = {
+        "add_bos_token": False, "add_prefix_space": False, "added_tokens_decoder": added, "bos_token": None,
+        "chat_template": TEMPLATE, "clean_up_tokenization_spaces": False, "eos_token": "<|im_end|>",
+        "errors": "replace", "pad_token": "<|endoftext|>", "split_special_tokens": False,
+        "tokenizer_class": "Qwen2Tokenizer", "unk_token": None,
+    }
+    (OUT / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    (OUT / "corpus.txt").write_text("\n".join(texts) + "\n")
+
+
+def turns(*contents, system=None):
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    roles = ["user", "assistant"]
+    return messages + [{"role": roles[idx % 2], "content": text} for idx, text in enumerate(contents)]
+
+
+def chats():
+    rng = random.Random(11)
+    words = "ankle left initial encounter café 骨 🦴 of, with without 12 S82.201A \n I10 naïve e\u0301 type".split(" ")
+    cases = [
+        turns("Fell off a bike, broke the right shin.", "S82.201A, V18.4XXA", system="Answer with ICD-10-CM codes only."),
+        turns("High blood pressure", "I10"),
+        turns("a", "b", "c", "d", "e", "f", system="s"),
+        turns("Knöchelbruch, naïve café", "S82.899A — é, e\u0301"),
+        turns("髋部骨折了", "S72.001A 骨"),
+        turns("🦴🤕 broken 👩‍⚕️", "🦴 S82 👩‍⚕️"),
+        turns("x", "\nI10"),
+        turns("x", "\n\n  I10\n"),
+        turns("x", " I10 "),
+        turns("  \n", "\t"),
+        turns("x", ""),
+        turns("says <|im_end|> aloud", "and <|im_start|> too"),
+        turns("ends in a newline\n", "I10\n", "again\n\n", "\r\nI11.9"),
+        turns("don't WE'LL 123456 1,234.5 a_b ...!!\n\n\nend", "M54.50"),
+        turns("line\u2028separator \u00a0nbsp \u200bzero", "R52\u00a0"),
+        turns("last turn is the user's", "I10", "and now?"),
+        turns("long " * 400, "J45.909, " * 50),
+        turns("x", "I10", system=""),
+    ]
+    for _ in range(20):
+        n_turns = rng.randint(1, 5)
+        texts = [" ".join(rng.choices(words, k=rng.randint(0, 12))) for _ in range(n_turns)]
+        cases.append(turns(*texts, system=rng.choice([None, "Codes only.", "résumé"])))
+    return cases
+
+
+def ids_of(encoded):
+    return list(encoded["input_ids"])
+
+
+def main():
+    texts = corpus()
+    save(train(texts), texts)
+    tokenizer = AutoTokenizer.from_pretrained(OUT)
+    golden = {"chats": [], "prompts": [], "texts": []}
+    for messages in chats():
+        plain = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)
+        masked = tokenizer.apply_chat_template(
+            messages, chat_template=MARKED, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+        assert ids_of(plain) == ids_of(masked), messages
+        mask = "".join(map(str, masked["assistant_masks"]))
+        golden["chats"].append({"messages": messages, "ids": ids_of(plain), "mask": mask})
+        prompt = tokenizer.apply_chat_template(messages, tokenize=True, add_generation_prompt=True, return_dict=True)
+        golden["prompts"].append({"ids": ids_of(prompt)})
+    for text in [m["content"] for case in golden["chats"] for m in case["messages"]]:
+        ids = tokenizer(text)["input_ids"]
+        golden["texts"].append({"text": text, "ids": ids, "decoded": tokenizer.decode(ids)})
+    # One case a line: small, and a change shows as a line.
+    sections = [f'"{name}": [\n' + ",\n".join(json.dumps(case, ensure_ascii=True) for case in cases) + "\n]"
+                for name, cases in golden.items()]
+    (OUT / "golden.json").write_text("{" + ",\n".join(sections) + "}\n")
+
+
+if __name__ == "__main__":
+    main()
