@@ -5,7 +5,7 @@ mod peft;
 mod settings;
 
 pub use lora::{Lora, dora_norm, row_norms_squared};
-pub use peft::{AdapterFile, load, save};
+pub use peft::{AdapterFile, PREFIX, load, save};
 pub use settings::{Settings, TargetModules};
 
 use std::path::PathBuf;

@@ -10,8 +10,8 @@ use super::{Error, Result, Settings};
 use crate::fsio;
 use crate::tensor::{Checkpoint, save as save_tensors};
 
-/// Every module path in a PEFT file starts with this.
-const PREFIX: &str = "base_model.model.";
+/// Every tensor name in a PEFT file starts with this.
+pub const PREFIX: &str = "base_model.model.";
 
 /// An adapter folder read into memory.
 #[derive(Debug)]

@@ -17,7 +17,9 @@ pub enum Error {
     Stopped(#[from] Stopped),
     #[error("prompt {index} is empty")]
     EmptyPrompt { index: usize },
-    #[error("prompt {index} has {len_tokens} tokens; with {max_new_tokens} new ones the model's limit of {limit} is passed")]
+    #[error(
+        "prompt {index} has {len_tokens} tokens; with {max_new_tokens} new ones the model's limit of {limit} is passed"
+    )]
     TooLong { index: usize, len_tokens: usize, max_new_tokens: usize, limit: i64 },
 }
 

@@ -1,1 +1,60 @@
-//! Stub.
+//! What leaves the machine: the adapter merged into its base as a plain Hugging Face folder.
+
+mod merged;
+
+pub use merged::{MergeRequest, Merged, Onto, merge};
+
+use std::path::PathBuf;
+
+use crate::diag::Diagnostic;
+use crate::stop::Stopped;
+use crate::{adapter, fsio, model, quant, tensor};
+
+/// An export that could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Tensor(#[from] tensor::Error),
+    #[error(transparent)]
+    Quant(#[from] quant::Error),
+    #[error(transparent)]
+    Adapter(#[from] adapter::Error),
+    #[error(transparent)]
+    Model(#[from] model::Error),
+    #[error(transparent)]
+    File(#[from] fsio::Error),
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+    #[error("the output folder `{}` is the base model's own", path.display())]
+    SameFolder { path: PathBuf },
+    #[error("the type {0:?} cannot be stored, expected bfloat16, float16 or float32")]
+    Dtype(tch::Kind),
+}
+
+impl From<tch::TchError> for Error {
+    fn from(error: tch::TchError) -> Self {
+        Self::Tensor(error.into())
+    }
+}
+
+impl Diagnostic for Error {
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Tensor(error) => error.hint(),
+            Self::Quant(error) => error.hint(),
+            Self::Adapter(error) => error.hint(),
+            Self::Model(error) => error.hint(),
+            Self::File(error) => error.hint(),
+            Self::Stopped(stopped) => stopped.hint(),
+            Self::SameFolder { .. } => Some("give another --out".into()),
+            Self::Dtype(_) => Some("set --dtype".into()),
+        }
+    }
+
+    fn is_usage(&self) -> bool {
+        matches!(self, Self::SameFolder { .. } | Self::Dtype(_))
+    }
+}
+
+/// Shorthand of this module.
+pub type Result<T> = std::result::Result<T, Error>;

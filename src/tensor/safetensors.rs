@@ -120,6 +120,17 @@ impl Checkpoint {
         Ok(Tensor::f_from_data_size(&file.map[file.data_start + start..file.data_start + end], &shape, kind)?)
     }
 
+    /// The number of elements of a tensor.
+    ///
+    /// # Errors
+    /// [`Error::Missing`].
+    pub fn numel(&self, name: &str) -> Result<u64> {
+        let missing = || Error::Missing { name: name.to_owned(), path: self.path.clone() };
+        let file = &self.files[*self.names.get(name).ok_or_else(missing)?];
+        let info = file.metadata.info(name).ok_or_else(missing)?;
+        Ok(info.shape.iter().map(|&size| size as u64).product())
+    }
+
     /// Copies a tensor into memory and checks its shape.
     ///
     /// # Errors

@@ -24,6 +24,16 @@ pub(super) enum Cut {
 }
 
 impl Tokens {
+    /// A record of ids of which some are targets; too long, it loses tokens from the middle of those before its first
+    /// target. The shorter of the two lists decides the length.
+    pub fn new(mut ids: Vec<u32>, mut is_target: Vec<bool>) -> Self {
+        let len = ids.len().min(is_target.len());
+        ids.truncate(len);
+        is_target.truncate(len);
+        let n_prompt = is_target.iter().position(|&is_target| is_target).unwrap_or(len);
+        Self { ids, is_target, cut: Cut::Middle(0..n_prompt) }
+    }
+
     /// The number of tokens.
     pub fn len(&self) -> usize {
         self.ids.len()

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::model::Segment;
-use crate::train::stub::Tokens;
+use crate::text::Tokens;
 
 /// A packed micro-batch, still plain numbers.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -102,7 +102,7 @@ mod tests {
 
     #[test]
     fn sft_scores_targets_from_the_row_before() {
-        let record = |ids: &[u32], is_target: &[bool]| Tokens { ids: ids.to_vec(), is_target: is_target.to_vec() };
+        let record = |ids: &[u32], is_target: &[bool]| Tokens::new(ids.to_vec(), is_target.to_vec());
         let records = [record(&[1, 2, 3], &[false, true, true]), record(&[4, 5], &[true, true])];
         let batch = pack_records(&records);
         assert_eq!(batch.ids, [1, 2, 3, 4, 5]);

@@ -1,6 +1,7 @@
 //! Training: SFT and ORPO by block-wise recompute, exact and deterministic on the CPU.
 
 mod batch;
+pub mod checkpoint;
 mod head;
 pub mod objective;
 mod optim;
@@ -11,14 +12,9 @@ pub use batch::{Batch, PreferenceTokens, pack_preferences, pack_records};
 pub use head::{Scored, score};
 pub use optim::AdamW;
 pub use schedule::learning_rate_factor;
-pub use step::{Gradients, backward, log_probabilities};
+pub use step::{Gradients, Weigh, backward, log_probabilities};
 
 pub mod stub {
-    #[derive(Clone, Debug, Default, PartialEq)]
-    pub struct Tokens {
-        pub ids: Vec<u32>,
-        pub is_target: Vec<bool>,
-    }
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum Scheduler {
         Constant,
@@ -32,6 +28,8 @@ pub mod stub {
         Completion,
     }
 }
+
+use std::path::PathBuf;
 
 use crate::diag::Diagnostic;
 use crate::stop::Stopped;
@@ -50,6 +48,14 @@ pub enum Error {
     Stopped(#[from] Stopped),
     #[error("a {what} became {value}")]
     NotFinite { what: &'static str, value: f64 },
+    #[error("training `{stage}` diverged at step {step}: the {what} became {value}")]
+    Diverged { stage: String, step: u64, what: &'static str, value: f64 },
+    #[error("stage `{stage}` has no training records")]
+    NoRecords { stage: String },
+    #[error("the optimizer {found} is not available yet, expected adamw_torch")]
+    Optimizer { found: String },
+    #[error("`{}` belongs to a run with other settings or data", path.display())]
+    OtherRun { path: PathBuf },
 }
 
 impl From<tch::TchError> for Error {
@@ -65,9 +71,12 @@ impl Diagnostic for Error {
             Self::Model(error) => error.hint(),
             Self::File(error) => error.hint(),
             Self::Stopped(stopped) => stopped.hint(),
-            Self::NotFinite { .. } => Some(
+            Self::NotFinite { .. } | Self::Diverged { .. } => Some(
                 "training diverged: lower `training.learning_rate`, raise `training.warmup_ratio` or set `training.max_grad_norm`".into(),
             ),
+            Self::NoRecords { .. } => Some("check `data.train`; every record may have been dropped".into()),
+            Self::Optimizer { .. } => Some("set `training.optim: adamw_torch`".into()),
+            Self::OtherRun { .. } => Some("give another --out, or leave out --resume to start over".into()),
         }
     }
 }

@@ -227,8 +227,8 @@ mod tests {
     use crate::adapter::{Settings, TargetModules};
     use crate::model::{Config, init, new_adapter, quantize};
     use crate::tensor::{Placement, Rng};
+    use crate::text::Tokens;
     use crate::train::batch::{PreferenceTokens, pack_preferences, pack_records};
-    use crate::train::stub::Tokens;
 
     const PLACEMENT: Placement = Placement { device: Device::Cpu, dtype: Kind::Float };
 
@@ -285,7 +285,7 @@ mod tests {
         let mut rng = Rng::named(2, "records");
         [9usize, 4, 13, 8]
             .iter()
-            .map(|&len| Tokens { ids: ids(&mut rng, len), is_target: (0..len).map(|idx| idx % 3 != 1).collect() })
+            .map(|&len| Tokens::new(ids(&mut rng, len), (0..len).map(|idx| idx % 3 != 1).collect()))
             .collect()
     }
 
@@ -349,9 +349,9 @@ mod tests {
         let (shared, _) = pack_preferences(&records);
         check(model(true, Some(true)), &shared);
 
-        let separate = |prompt: &[u32], answer: &[u32], with_prompt: bool| Tokens {
-            ids: [prompt, answer].concat(),
-            is_target: (0..prompt.len() + answer.len()).map(|idx| with_prompt || idx >= prompt.len()).collect(),
+        let separate = |prompt: &[u32], answer: &[u32], with_prompt: bool| {
+            let is_target = (0..prompt.len() + answer.len()).map(|idx| with_prompt || idx >= prompt.len()).collect();
+            Tokens::new([prompt, answer].concat(), is_target)
         };
         let apart: Vec<Tokens> = records
             .iter()
