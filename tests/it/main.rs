@@ -5,3 +5,4 @@ mod codes;
 mod config;
 mod text;
 mod tidy;
+mod track;
