@@ -4,12 +4,15 @@
 
 mod code;
 mod error;
+mod excludes;
+mod reference;
 mod release;
 mod seventh;
 mod tabular;
 
 pub use code::Code;
 pub use error::Error;
+pub use excludes::{Exclusion, Holder, UnparsedNote};
 pub use release::{Billable, Release};
 pub use seventh::{Extension, Seventh};
 pub use tabular::{Chapter, Node, NodeId, Notes, Section};

@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::io::Read as _;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use super::excludes::{Excludes, Exclusion, UnparsedNote};
 use super::seventh::{Extension, Seventh, SeventhLimit, complete};
 use super::tabular::{Chapter, Node, NodeId, Section, Tabular};
 use super::{Code, Error};
@@ -38,6 +39,8 @@ pub struct Release {
     billable: Vec<Billable>,
     /// The places in the tabular list that each section covers.
     section_spans: Vec<Range<u32>>,
+    /// Read from the notes when first asked for.
+    excludes: OnceLock<Excludes>,
 }
 
 impl Release {
@@ -181,11 +184,61 @@ impl Release {
     /// The sections that hold `code`, in the order of the document: a wide one comes before those inside it.
     pub fn sections_of(&self, code: Code) -> impl Iterator<Item = &Section> {
         let place = self.node_id(code.category()).map(|id| id.0);
-        let spans = self.tabular.sections.iter().zip(&self.section_spans);
+        let spans = self.sections().iter().zip(&self.section_spans);
         spans.filter(move |(_, span)| place.is_some_and(|place| span.contains(&place))).map(|(section, _)| section)
     }
 
-    fn node_id(&self, code: Code) -> Option<NodeId> {
+    /// The sections of every chapter, in the order of the document.
+    pub fn sections(&self) -> &[Section] {
+        &self.tabular.sections
+    }
+
+    /// The Excludes1 note that keeps `a` and `b` apart, whichever of the two it is printed above; the nearest note
+    /// where there are several. Notes are inherited from entries, sections and the chapter above.
+    ///
+    /// The guidelines (I.A.12.a) allow an exception where the two conditions are unrelated to each other; only the
+    /// record can tell. A release read from JSON or an order file has no notes.
+    pub fn excludes1(&self, a: Code, b: Code) -> Option<Exclusion<'_>> {
+        self.excludes().between(self, a, b)
+    }
+
+    /// The Excludes1 notes that [`Release::excludes1`] cannot act on.
+    pub fn unparsed_notes(&self) -> &[UnparsedNote] {
+        &self.excludes().unparsed
+    }
+
+    fn excludes(&self) -> &Excludes {
+        self.excludes.get_or_init(|| Excludes::of(self))
+    }
+
+    /// The places in the tabular list from `first` to `last` and of everything below them.
+    ///
+    /// "From ... to" follows the order of the document: `C43-C44` holds `C4A`, which stands between them, and
+    /// `C76-C80` does not hold `C7A`, which comes before. Only a range that ends in a letter means the alphabet:
+    /// `J40-J4A` holds `J45`, which the document puts after `J4A`. An end that is not in the list stands for its
+    /// neighbour inside the range, where both ends are of one length; else the range is unknown.
+    pub(super) fn span(&self, first: Code, last: Code) -> Option<Range<u32>> {
+        let known = |code: Code| self.node_id(code).map(|id| (id.0, self.node_at(id)));
+        let len = first.len();
+        if first == last || len != last.len() {
+            let ((start, _), (_, last)) = (known(first)?, known(last)?);
+            return Some(start..last.end).filter(|span| !span.is_empty());
+        }
+        let between = || {
+            let from = self.by_code.partition_point(|(code, _)| *code < first);
+            let in_range = self.by_code[from..].iter().take_while(|(code, _)| code.truncated(len) <= last);
+            in_range.filter(|(code, _)| code.len() == len).map(|&(_, id)| (id.0, self.node_at(id)))
+        };
+        let (start, _) = known(first).or_else(|| between().min_by_key(|(place, _)| *place))?;
+        let ends_in_letter = last.character(len).is_some_and(|c| c.is_ascii_alphabetic());
+        let (_, end) = match known(last) {
+            Some(end) if !ends_in_letter => end,
+            _ => between().max_by_key(|(place, _)| *place)?,
+        };
+        Some(start..end.end).filter(|span| !span.is_empty())
+    }
+
+    pub(super) fn node_id(&self, code: Code) -> Option<NodeId> {
         let idx = self.by_code.binary_search_by_key(&code, |(code, _)| *code).ok()?;
         Some(self.by_code[idx].1)
     }
@@ -194,9 +247,12 @@ impl Release {
         let mut by_code: Vec<(Code, NodeId)> = Vec::with_capacity(tabular.nodes.len());
         by_code.extend(tabular.nodes.iter().zip(0..).map(|(node, idx)| (node.code, NodeId(idx))));
         by_code.sort_unstable();
-        let section_spans = tabular.sections.iter().map(|section| tabular.span(section.first, section.last)).collect();
         let billable = expand(&tabular);
-        Self { name, tabular, by_code, billable, section_spans }
+        let mut release =
+            Self { name, tabular, by_code, billable, section_spans: Vec::new(), excludes: OnceLock::new() };
+        let span_of = |section: &Section| release.span(section.first, section.last).unwrap_or_default();
+        release.section_spans = release.sections().iter().map(span_of).collect();
+        release
     }
 
     /// Reads `{"A00.0": "Cholera due to ...", ...}`.
@@ -213,7 +269,7 @@ impl Release {
         billable.sort_unstable_by_key(|billable| billable.code);
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let tabular = Tabular::default();
-        Ok(Self { name, tabular, by_code: Vec::new(), billable, section_spans: Vec::new() })
+        Ok(Self { name, tabular, by_code: Vec::new(), billable, section_spans: Vec::new(), excludes: OnceLock::new() })
     }
 }
 

@@ -3,7 +3,7 @@
 //! In: the text of the official XML. Out: [`Tabular`], in the order of the document. Left out: the introduction, the
 //! sentence that introduces a list of seventh characters, and the table of visual impairment under H54.
 
-use std::ops::{Deref, Range};
+use std::ops::Deref;
 use std::path::Path;
 
 use roxmltree::{Document, Node as Element};
@@ -231,25 +231,6 @@ impl Tabular {
     /// Marks the nodes added since `id` as lying below it.
     pub(super) fn close(&mut self, id: NodeId) {
         self.nodes[id.idx()].end = self.nodes.len() as u32;
-    }
-
-    /// The places of the categories from `first` to `last` and of everything below them.
-    ///
-    /// "From ... to" follows the order of the document: `C43-C44` holds `C4A`, which stands between them, and
-    /// `C76-C80` does not hold `C7A`, which comes before. Only a range that ends in a letter means the alphabet:
-    /// `J40-J4A` holds `J45`, which the document puts after `J4A`.
-    pub(super) fn span(&self, first: Code, last: Code) -> Range<u32> {
-        let categories = || self.nodes.iter().zip(0..).filter(|(node, _)| node.parent.is_none());
-        let ends_in_letter = last.character(3).is_some_and(|c| c.is_ascii_alphabetic());
-        let start = categories().find(|(node, _)| node.code == first);
-        let start = start.or_else(|| categories().find(|(node, _)| node.code > first));
-        let in_alphabet = |code: Code| ends_in_letter && first <= code && code <= last;
-        let end = categories().filter(|(node, _)| node.code == last || in_alphabet(node.code)).last();
-        let end = end.or_else(|| categories().filter(|(node, _)| node.code < last).last());
-        match (start, end) {
-            (Some((_, start)), Some((last, _))) => start..last.end,
-            _ => 0..0,
-        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! The built-in code set: its fingerprint, its tree, and the files a release can be read from.
 
+mod notes;
+
 use std::io::Write as _;
 use std::path::Path;
 use std::sync::LazyLock;
