@@ -1,8 +1,69 @@
-//! The `axismapper` program.
+//! The `axismapper` program: arguments in, results to stdout, progress and errors to stderr.
 
+mod device;
+
+use std::io::{self, Write};
 use std::process::ExitCode;
 
-/// Runs the program.
+use clap::{Parser, Subcommand};
+
+use crate::diag::Failure;
+use crate::stop::Stop;
+
+/// Plain words to billable ICD-10-CM codes: data, training, evaluation and export in one program.
+#[derive(Debug, Parser)]
+#[command(name = "axismapper", version, max_term_width = 100, arg_required_else_help = true)]
+struct Cli {
+    /// Show no progress
+    #[arg(long, short, global = true)]
+    quiet: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {}
+
+/// Runs the program with the process's arguments.
 pub fn main() -> ExitCode {
-    ExitCode::SUCCESS
+    let cli = Cli::parse();
+    let stop = Stop::default();
+    install_signal_handler(&stop);
+    let mut out = io::stdout().lock();
+    let outcome = run(cli, &stop, &mut out).and_then(|()| flush(&mut out));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            // Nothing is left to do when stderr is closed.
+            let _ = writeln!(io::stderr(), "{}", failure.render());
+            ExitCode::from(failure.exit_status())
+        }
+    }
+}
+
+fn run(cli: Cli, _stop: &Stop, _out: &mut dyn Write) -> Result<(), Failure> {
+    match cli.command {}
+}
+
+/// A reader that has seen enough (`axismapper ... | head`) is not a failure.
+fn flush(out: &mut dyn Write) -> Result<(), Failure> {
+    match out.flush() {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(crate::fsio::Error::io("write to", "stdout".as_ref())(error).into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The first Ctrl-C asks the work to stop where it can go on later; the second ends the program.
+fn install_signal_handler(stop: &Stop) {
+    let stop = stop.clone();
+    // Without a handler Ctrl-C still ends the program, at once.
+    let _ = ctrlc::set_handler(move || {
+        if stop.is_requested() {
+            std::process::exit(130);
+        }
+        stop.request();
+        let _ = writeln!(io::stderr(), "\nstopping at the next safe point (Ctrl-C again ends at once)");
+    });
 }

@@ -7,27 +7,14 @@ pub mod objective;
 mod optim;
 mod schedule;
 mod step;
+mod trainer;
 
 pub use batch::{Batch, PreferenceTokens, pack_preferences, pack_records};
 pub use head::{Scored, score};
 pub use optim::AdamW;
 pub use schedule::learning_rate_factor;
 pub use step::{Gradients, Weigh, backward, log_probabilities};
-
-pub mod stub {
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub enum Scheduler {
-        Constant,
-        Linear,
-        Cosine,
-        InverseSqrt,
-    }
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub enum NllOn {
-        All,
-        Completion,
-    }
-}
+pub use trainer::{Outcome, Plan, Task, run};
 
 use std::path::PathBuf;
 

@@ -1,6 +1,6 @@
 //! Learning-rate schedules, counted in optimizer steps, as transformers defines them.
 
-use crate::train::stub::Scheduler;
+use crate::config::Scheduler;
 
 /// The factor on the learning rate of optimizer step `step` (from 0) out of `n_steps`, the first `n_warmup` of which
 /// rise linearly from 0.

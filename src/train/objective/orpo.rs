@@ -1,33 +1,42 @@
 //! ORPO (2403.07691, equations 6 to 9), with the definitions of TRL's trainer.
 
-use serde::Serialize;
-
+use crate::config::NllOn;
 use crate::train::batch::PreferenceSpans;
-use crate::train::stub::NllOn;
 
 /// Below this distance from probability 1 the odds are taken as those at it: `1 - exp(logp)` keeps its digits and
 /// `log(1 - p)` stays finite. One f32 step below 1 is 6e-8.
 const MIN_NEG_LOGP: f64 = 1e-7;
 
-/// The figures of one micro-batch, named as TRL logs them.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+/// The figures of one micro-batch.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Figures {
     pub loss: f64,
     pub nll_loss: f64,
     pub log_odds_ratio: f64,
     pub log_odds_chosen: f64,
-    #[serde(rename = "rewards/chosen")]
     pub rewards_chosen: f64,
-    #[serde(rename = "rewards/rejected")]
     pub rewards_rejected: f64,
-    #[serde(rename = "rewards/accuracies")]
     pub rewards_accuracies: f64,
-    #[serde(rename = "rewards/margins")]
     pub rewards_margins: f64,
-    #[serde(rename = "logps/chosen")]
     pub logps_chosen: f64,
-    #[serde(rename = "logps/rejected")]
     pub logps_rejected: f64,
+}
+
+impl Figures {
+    /// Everything but the loss, under the names that TRL logs.
+    pub fn named(&self) -> [(&'static str, f64); 9] {
+        [
+            ("nll_loss", self.nll_loss),
+            ("log_odds_ratio", self.log_odds_ratio),
+            ("log_odds_chosen", self.log_odds_chosen),
+            ("rewards/chosen", self.rewards_chosen),
+            ("rewards/rejected", self.rewards_rejected),
+            ("rewards/accuracies", self.rewards_accuracies),
+            ("rewards/margins", self.rewards_margins),
+            ("logps/chosen", self.logps_chosen),
+            ("logps/rejected", self.logps_rejected),
+        ]
+    }
 }
 
 /// `log(1 - exp(logp))` for `logp <= 0`, and its derivative (Maechler, "Accurately computing log(1 - exp(-|a|))").
