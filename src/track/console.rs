@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::io::{IsTerminal as _, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -61,10 +62,11 @@ impl Console {
                 state: Mutex::new(PlainState::new()),
             }),
             Output::Terminal(bars) => {
-                let bar = ProgressBar::new(total).with_style(style(total > 0)).with_finish(ProgressFinish::Abandon);
-                let bar = bars.add(bar.with_prefix(label.to_owned()));
+                let n_before = Arc::new(AtomicU64::new(0));
+                let bar = ProgressBar::new(total).with_style(style(total > 0, &n_before));
+                let bar = bars.add(bar.with_prefix(label.to_owned()).with_finish(ProgressFinish::Abandon));
                 bar.enable_steady_tick(Duration::from_millis(200));
-                View::Bar(bar)
+                View::Bar { bar, n_before }
             }
         };
         Progress(view)
@@ -86,7 +88,7 @@ pub struct Progress(View);
 enum View {
     Quiet,
     Plain(Plain),
-    Bar(ProgressBar),
+    Bar { bar: ProgressBar, n_before: Arc<AtomicU64> },
 }
 
 struct Plain {
@@ -121,9 +123,10 @@ impl Progress {
             View::Plain(plain) => {
                 *lock(&plain.state) = PlainState { n_before: n_done, n_done, ..PlainState::new() };
             }
-            View::Bar(bar) => {
+            View::Bar { bar, n_before } => {
+                n_before.store(n_done, Ordering::Relaxed);
                 bar.set_position(n_done);
-                bar.reset_eta();
+                bar.reset_elapsed();
             }
         }
     }
@@ -140,7 +143,7 @@ impl Progress {
                     write_line(&plain.out, &plain.line(&state, false));
                 }
             }
-            View::Bar(bar) => bar.inc(n),
+            View::Bar { bar, .. } => bar.inc(n),
         }
     }
 
@@ -149,7 +152,7 @@ impl Progress {
         match &self.0 {
             View::Quiet => {}
             View::Plain(plain) => lock(&plain.state).message = text,
-            View::Bar(bar) => bar.set_message(text),
+            View::Bar { bar, .. } => bar.set_message(text),
         }
     }
 
@@ -158,7 +161,7 @@ impl Progress {
         match &self.0 {
             View::Quiet => {}
             View::Plain(plain) => write_line(&plain.out, &plain.line(&lock(&plain.state), true)),
-            View::Bar(bar) => bar.abandon(),
+            View::Bar { bar, .. } => bar.abandon(),
         }
     }
 }
@@ -184,24 +187,31 @@ impl Plain {
     }
 }
 
-fn style(has_total: bool) -> ProgressStyle {
+fn style(has_total: bool, n_before: &Arc<AtomicU64>) -> ProgressStyle {
     let template = if has_total {
         "{prefix} [{bar:30}] {pos}/{len} {rate} {left} {msg}"
     } else {
         "{prefix} {spinner} {pos} {rate} {msg}"
     };
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    // The bar's own rate counts what an earlier run did.
+    let per_second = |state: &ProgressState, n_before: &AtomicU64| {
+        let n_done = state.pos().saturating_sub(n_before.load(Ordering::Relaxed));
+        n_done as f64 / state.elapsed().as_secs_f64().max(1e-9)
+    };
+    let (for_rate, for_left) = (Arc::clone(n_before), Arc::clone(n_before));
     style
         .progress_chars("=> ")
-        .with_key("rate", |state: &ProgressState, out: &mut dyn fmt::Write| {
-            let _ = out.write_str(&rate_text(state.per_sec()));
+        .with_key("rate", move |state: &ProgressState, out: &mut dyn fmt::Write| {
+            let _ = out.write_str(&rate_text(per_second(state, &for_rate)));
         })
-        .with_key("left", |state: &ProgressState, out: &mut dyn fmt::Write| {
-            let text = match state.is_finished() {
-                true => format!("in {}", duration_text(state.elapsed())),
-                false => format!("{} left", duration_text(state.eta())),
+        .with_key("left", move |state: &ProgressState, out: &mut dyn fmt::Write| {
+            let n_left = state.len().unwrap_or(0).saturating_sub(state.pos());
+            let _ = match (state.is_finished(), time_left(n_left, per_second(state, &for_left))) {
+                (true, _) => write!(out, "in {}", duration_text(state.elapsed())),
+                (false, Some(left)) => write!(out, "{} left", duration_text(left)),
+                (false, None) => Ok(()),
             };
-            let _ = out.write_str(&text);
         })
 }
 
