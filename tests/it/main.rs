@@ -3,6 +3,7 @@
 
 mod codes;
 mod config;
+mod metrics;
 mod text;
 mod tidy;
 mod track;
