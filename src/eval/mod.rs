@@ -8,8 +8,9 @@ pub use interval::{Interval, N_RESAMPLES, bootstrap};
 pub use metrics::{Answer, Figures, Outcome, codes_in, is_compliant, score};
 pub use report::{Bound, Group, Report, TARGETS, Target, evaluate, stage_table};
 
+use crate::decode;
 use crate::diag::Diagnostic;
-use crate::{decode, text};
+use crate::text;
 
 /// An evaluation that could not go on.
 #[derive(Debug, thiserror::Error)]
