@@ -47,10 +47,13 @@ pub fn dynamic_code() -> [f32; 256] {
     out
 }
 
-/// `torch.linspace` in f32: counted up from the start in the first half, down from the end in the second.
+/// `torch.linspace` in f32: counted up from the start in the first half, down from the end in the second, with one rounding
+/// for product and sum, as libtorch's kernels for AVX2 and later do (those for older processors round twice).
 fn linspace(start: f32, end: f32, n: usize) -> Vec<f32> {
     let step = (end - start) / (n - 1) as f32;
-    (0..n).map(|idx| if idx < n / 2 { start + step * idx as f32 } else { end - step * (n - 1 - idx) as f32 }).collect()
+    let up = |idx: usize| step.mul_add(idx as f32, start);
+    let down = |idx: usize| (-step).mul_add((n - 1 - idx) as f32, end);
+    (0..n).map(|idx| if idx < n / 2 { up(idx) } else { down(idx) }).collect()
 }
 
 #[cfg(test)]
