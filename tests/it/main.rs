@@ -3,6 +3,13 @@
 
 mod codes;
 mod config;
+mod golden;
+mod golden_adapter;
+mod golden_generate;
+mod golden_model;
+mod golden_nf4;
+mod golden_orpo;
+mod golden_train;
 mod metrics;
 mod text;
 mod tidy;

@@ -114,8 +114,7 @@ def _schedules() -> dict:
     for name in ["cosine", "linear", "constant", "inverse_sqrt"]:
         for n_warmup_steps in [3, 0]:
             optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-            kind = "constant_with_warmup" if name == "constant" else name
-            scheduler = get_scheduler(kind, optimizer, n_warmup_steps, 20)
+            scheduler = get_scheduler(name, optimizer, n_warmup_steps, 20)
             rates = []
             for _ in range(20):
                 rates.append(scheduler.get_last_lr()[0])

@@ -1,0 +1,59 @@
+//! NF4 and double quantization against bitsandbytes, bit for bit.
+
+use axismapper::model::{self, Quantization, Weight};
+use axismapper::quant::{NF4_CODE, Nf4, dynamic_code};
+use axismapper::tensor::as_slice;
+use serde_json::Value;
+use tch::{Kind, Tensor};
+
+use super::golden::{PLACEMENT, fixture, tensors};
+
+/// Every part of a quantized weight and both of its expansions are those of bitsandbytes.
+fn check(case: &str) {
+    let file = tensors("nf4/cases.safetensors");
+    let part = |name: &str| file.tensor(&format!("{case}.{name}")).unwrap();
+    let weight = Nf4::quantize(&part("source")).unwrap();
+    assert_eq!(weight.packed, part("packed").flatten(0, -1), "{case}: nibbles");
+    assert_eq!(weight.absmax.nested_absmax, part("nested_absmax"), "{case}: nested absmax");
+    assert_eq!(f64::from(weight.absmax.offset), part("offset").double_value(&[]), "{case}: offset");
+    assert_eq!(weight.absmax.codes, part("absmax"), "{case}: absmax");
+    for (kind, name) in [(Kind::Float, "float32"), (Kind::BFloat16, "bfloat16")] {
+        let (found, expected): (Tensor, Tensor) = (weight.dequantize(kind).unwrap(), part(name));
+        assert_eq!((found.size(), found.kind()), (expected.size(), kind), "{case}: {name}");
+        assert!(found == expected, "{case}: {name} differs by {}", super::golden::difference(&found, &expected));
+    }
+}
+
+#[test]
+fn weights_quantize_and_expand_as_in_bitsandbytes() {
+    let file = tensors("nf4/cases.safetensors");
+    let cases: Vec<&str> = file.names().filter_map(|name| name.strip_suffix(".source")).collect();
+    assert!(cases.len() >= 10, "{cases:?}");
+    cases.into_iter().for_each(check);
+}
+
+#[test]
+fn both_codes_are_those_of_bitsandbytes() {
+    let file = tensors("nf4/cases.safetensors");
+    assert_eq!(Tensor::from_slice(&NF4_CODE), file.tensor("quant_map").unwrap());
+    assert_eq!(Tensor::from_slice(&dynamic_code()), file.tensor("nested_quant_map").unwrap());
+}
+
+#[test]
+fn a_whole_model_quantizes_as_in_bitsandbytes() {
+    let model = model::load(&fixture("tiny/tied"), PLACEMENT, Quantization::Nf4).unwrap();
+    let file = tensors("nf4/quantized/model.safetensors");
+    for (idx, block) in model.blocks.iter().enumerate() {
+        for projection in &block.projections {
+            let Weight::Nf4(weight) = &projection.weight else { panic!("a dense projection") };
+            let name = format!("model.layers.{idx}.{}.weight", projection.name);
+            assert_eq!(weight.packed, file.tensor(&name).unwrap().flatten(0, -1), "{name}");
+            assert_eq!(weight.absmax.codes, file.tensor(&format!("{name}.absmax")).unwrap(), "{name}");
+            assert_eq!(weight.absmax.nested_absmax, file.tensor(&format!("{name}.nested_absmax")).unwrap(), "{name}");
+            let state = file.tensor(&format!("{name}.quant_state.bitsandbytes__nf4")).unwrap();
+            let state: Value = serde_json::from_slice(as_slice(&state).unwrap()).unwrap();
+            assert_eq!(state["nested_offset"].as_f64(), Some(f64::from(weight.absmax.offset)), "{name}");
+            assert_eq!(serde_json::from_value::<[i64; 2]>(state["shape"].clone()).unwrap(), weight.shape(), "{name}");
+        }
+    }
+}
