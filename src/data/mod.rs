@@ -1,1 +1,14 @@
-//! Stub.
+//! Data sets: scenarios, their validation and de-duplication, splits, preference pairs, texts about codes.
+//!
+//! In: a release of codes, or scenario records in JSON Lines. Out: chat, preference and text records in JSON Lines, and
+//! for each step a report that counts what was kept and what was dropped by reason.
+
+pub mod corpus;
+mod draw;
+mod error;
+pub mod generate;
+pub mod record;
+pub mod wording;
+
+pub use error::Error;
+pub use record::{SYSTEM_PROMPT, chat_record};

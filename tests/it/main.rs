@@ -3,6 +3,7 @@
 
 mod codes;
 mod config;
+mod data;
 mod golden;
 mod golden_adapter;
 mod golden_generate;
