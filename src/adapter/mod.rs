@@ -11,7 +11,8 @@ pub use settings::{Settings, TargetModules};
 use std::path::PathBuf;
 
 use crate::diag::Diagnostic;
-use crate::{fsio, tensor};
+use crate::fsio;
+use crate::tensor;
 
 /// An adapter that could not be made, read or written.
 #[derive(Debug, thiserror::Error)]

@@ -1,6 +1,9 @@
 //! The `axismapper` program: arguments in, results to stdout, progress and errors to stderr.
 
 mod device;
+mod merge;
+mod model;
+mod train;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -9,6 +12,7 @@ use clap::{Parser, Subcommand};
 
 use crate::diag::Failure;
 use crate::stop::Stop;
+use crate::track::Console;
 
 /// Plain words to billable ICD-10-CM codes: data, training, evaluation and export in one program.
 #[derive(Debug, Parser)]
@@ -22,7 +26,10 @@ struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {}
+enum Command {
+    Train(train::Args),
+    Merge(merge::Args),
+}
 
 /// Runs the program with the process's arguments.
 pub fn main() -> ExitCode {
@@ -41,8 +48,22 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli, _stop: &Stop, _out: &mut dyn Write) -> Result<(), Failure> {
-    match cli.command {}
+fn run(cli: Cli, stop: &Stop, out: &mut dyn Write) -> Result<(), Failure> {
+    let console = Console::new(cli.quiet);
+    match cli.command {
+        Command::Train(args) => train::run(&args, &console, stop, out),
+        Command::Merge(args) => merge::run(&args, &console, stop, out),
+    }
+}
+
+/// Writes a line of the result.
+fn write_line(out: &mut dyn Write, line: &str) -> Result<(), Failure> {
+    match writeln!(out, "{line}") {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(crate::fsio::Error::io("write to", "stdout".as_ref())(error).into())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A reader that has seen enough (`axismapper ... | head`) is not a failure.

@@ -4,10 +4,13 @@
 //! for each step a report that counts what was kept and what was dropped by reason.
 
 pub mod corpus;
+pub mod dedup;
 mod draw;
 mod error;
 pub mod generate;
 pub mod record;
+pub mod split;
+pub mod validate;
 pub mod wording;
 
 pub use error::Error;

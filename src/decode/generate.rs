@@ -131,7 +131,7 @@ mod tests {
         let model = init(config, 1, Placement { device: Device::Cpu, dtype: Kind::Float }).unwrap();
         for (_, tensor) in model.dense_weights() {
             let noise = rng.normal(&tensor.size(), 0.4).unwrap();
-            tch::no_grad(|| tensor.shallow_clone().f_add_(&noise).unwrap());
+            let _ = tch::no_grad(|| tensor.shallow_clone().f_add_(&noise).unwrap());
         }
         model
     }

@@ -2,10 +2,12 @@
 
 mod interval;
 mod metrics;
+mod predict;
 mod report;
 
 pub use interval::{Interval, N_RESAMPLES, bootstrap};
 pub use metrics::{Answer, Figures, Outcome, codes_in, is_compliant, score};
+pub use predict::{MAX_NEW_TOKENS, answers};
 pub use report::{Bound, Group, Report, TARGETS, Target, evaluate, stage_table};
 
 use crate::decode;

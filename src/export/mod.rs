@@ -6,9 +6,13 @@ pub use merged::{MergeRequest, Merged, Onto, merge};
 
 use std::path::PathBuf;
 
+use crate::adapter;
 use crate::diag::Diagnostic;
+use crate::fsio;
+use crate::model;
+use crate::quant;
 use crate::stop::Stopped;
-use crate::{adapter, fsio, model, quant, tensor};
+use crate::tensor;
 
 /// An export that could not be made.
 #[derive(Debug, thiserror::Error)]

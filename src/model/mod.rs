@@ -24,8 +24,11 @@ pub use save::{save, save_configs};
 
 use std::path::PathBuf;
 
+use crate::adapter;
 use crate::diag::Diagnostic;
-use crate::{adapter, fsio, quant, tensor};
+use crate::fsio;
+use crate::quant;
+use crate::tensor;
 
 /// A model that could not be loaded or run.
 #[derive(Debug, thiserror::Error)]

@@ -1,1 +1,93 @@
-//! Stub.
+//! Stages in order: a stage file run from its model to its `final/` folder, and the demo of them all.
+
+mod records;
+mod stage;
+
+pub use records::{Loaded, load_preferences, load_sft};
+pub use stage::{StageOutcome, StageRequest, run_stage};
+
+use std::path::PathBuf;
+
+use crate::adapter;
+use crate::codes;
+use crate::config;
+use crate::data;
+use crate::diag::Diagnostic;
+use crate::eval;
+use crate::export;
+use crate::fsio;
+use crate::model;
+use crate::stop::Stopped;
+use crate::text;
+use crate::train;
+
+/// A pipeline that could not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Adapter(#[from] adapter::Error),
+    #[error(transparent)]
+    Codes(#[from] codes::Error),
+    #[error(transparent)]
+    Config(#[from] config::Error),
+    #[error(transparent)]
+    Data(#[from] data::Error),
+    #[error(transparent)]
+    Eval(#[from] eval::Error),
+    #[error(transparent)]
+    Export(#[from] export::Error),
+    #[error(transparent)]
+    File(#[from] fsio::Error),
+    #[error(transparent)]
+    Model(#[from] model::Error),
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+    #[error(transparent)]
+    Text(#[from] text::Error),
+    #[error(transparent)]
+    Train(#[from] train::Error),
+    #[error("the {what} `{}` is not a folder", path.display())]
+    NoFolder { what: &'static str, path: PathBuf },
+    #[error("an ORPO stage needs an adapter, and `{file}` has no `lora` section")]
+    OrpoWithoutAdapter { file: String },
+    #[error("full fine-tuning of a 4-bit model is not possible (`model.load_in_4bit: true` without a `lora` section)")]
+    FullQuantized,
+    #[error("the release has {found} billable codes, expected {expected}")]
+    CodeCount { found: usize, expected: usize },
+    #[error("the folder `{}` holds a demo made with other settings", path.display())]
+    OtherDemo { path: PathBuf },
+}
+
+impl Diagnostic for Error {
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Adapter(error) => error.hint(),
+            Self::Codes(error) => error.hint(),
+            Self::Config(error) => error.hint(),
+            Self::Data(error) => error.hint(),
+            Self::Eval(error) => error.hint(),
+            Self::Export(error) => error.hint(),
+            Self::File(error) => error.hint(),
+            Self::Model(error) => error.hint(),
+            Self::Stopped(error) => error.hint(),
+            Self::Text(error) => error.hint(),
+            Self::Train(error) => error.hint(),
+            Self::NoFolder { .. } => Some("give a local folder in Hugging Face layout".into()),
+            Self::OrpoWithoutAdapter { .. } => {
+                Some("add a `lora` section; `lora.init_adapter` names the adapter to start from".into())
+            }
+            Self::FullQuantized => Some("add a `lora` section, or set `model.load_in_4bit: false`".into()),
+            Self::CodeCount { .. } => None,
+            Self::OtherDemo { .. } => Some("remove the folder, or give another --out".into()),
+        }
+    }
+
+    fn is_usage(&self) -> bool {
+        match self {
+            Self::Config(error) => error.is_usage(),
+            Self::Export(error) => error.is_usage(),
+            Self::NoFolder { .. } | Self::OrpoWithoutAdapter { .. } | Self::FullQuantized => true,
+            _ => false,
+        }
+    }
+}

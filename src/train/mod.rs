@@ -19,8 +19,10 @@ pub use trainer::{Outcome, Plan, Task, run};
 use std::path::PathBuf;
 
 use crate::diag::Diagnostic;
+use crate::fsio;
+use crate::model;
 use crate::stop::Stopped;
-use crate::{fsio, model, tensor};
+use crate::tensor;
 
 /// Training that could not go on.
 #[derive(Debug, thiserror::Error)]

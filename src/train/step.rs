@@ -253,7 +253,7 @@ mod tests {
         let mut model = init(config(tie), 5, PLACEMENT).unwrap();
         let mut rng = Rng::named(9, "noise");
         let mut disturb = |tensor: &Tensor, std: f32| {
-            no_grad(|| tensor.shallow_clone().f_add_(&rng.normal(&tensor.size(), std).unwrap()).unwrap());
+            let _ = no_grad(|| tensor.shallow_clone().f_add_(&rng.normal(&tensor.size(), std).unwrap()).unwrap());
         };
         model.dense_weights().iter().for_each(|(_, tensor)| disturb(tensor, 0.15));
         let Some(use_dora) = use_dora else {

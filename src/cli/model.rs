@@ -1,0 +1,83 @@
+//! `--model`, `--adapter`, `--quant`, `--dtype`: the model that a command runs.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, ValueEnum};
+use tch::Kind;
+
+use super::device;
+use crate::adapter;
+use crate::diag::Failure;
+use crate::model::{self, Quantization, Qwen2};
+use crate::pipeline;
+use crate::tensor::Placement;
+use crate::text::Tokenizer;
+
+/// The model that a command runs.
+#[derive(Debug, ClapArgs)]
+pub struct ModelArgs {
+    /// A local folder in Hugging Face layout
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// An adapter folder in PEFT layout
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// How the linear layers are held in memory
+    #[arg(long, value_enum, default_value_t = Quant::None)]
+    pub quant: Quant,
+    /// The type that the model computes in
+    #[arg(long, value_enum, default_value_t = Dtype::Float32)]
+    pub dtype: Dtype,
+    /// auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+}
+
+/// `--quant`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Quant {
+    Nf4,
+    None,
+}
+
+/// `--dtype`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Dtype {
+    Float32,
+    Bfloat16,
+}
+
+impl Dtype {
+    /// The libtorch type.
+    pub fn kind(self) -> Kind {
+        match self {
+            Self::Float32 => Kind::Float,
+            Self::Bfloat16 => Kind::BFloat16,
+        }
+    }
+}
+
+impl ModelArgs {
+    /// Loads model, adapter and tokenizer.
+    ///
+    /// # Errors
+    /// When a folder is missing or its files do not fit together.
+    pub fn load(&self) -> Result<(Qwen2, Tokenizer), Failure> {
+        for (what, path) in [("model", Some(&self.model)), ("adapter", self.adapter.as_ref())] {
+            if let Some(path) = path.filter(|path| !path.is_dir()) {
+                return Err(pipeline::Error::NoFolder { what, path: path.clone() }.into());
+            }
+        }
+        let placement = Placement { device: device::parse(&self.device)?, dtype: self.dtype.kind() };
+        let quantization = match self.quant {
+            Quant::Nf4 => Quantization::Nf4,
+            Quant::None => Quantization::None,
+        };
+        let tokenizer = Tokenizer::load(&self.model)?;
+        let mut model = model::load(&self.model, placement, quantization)?;
+        if let Some(dir) = &self.adapter {
+            model::attach_adapter(&mut model, adapter::load(dir)?)?;
+        }
+        Ok((model, tokenizer))
+    }
+}

@@ -1,0 +1,112 @@
+//! Training files to token ids: which kind of record a line is, and what it loses when it is too long.
+
+use std::path::Path;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::Error;
+use crate::data::record::{PreferenceRecord, Turns};
+use crate::fsio;
+use crate::text::{Message, Tokenizer, Tokens};
+use crate::train::PreferenceTokens;
+
+/// A tokenized file and what was cut or dropped on the way.
+#[derive(Debug)]
+pub struct Loaded<T> {
+    pub records: Vec<T>,
+    /// Records that lost prompt tokens.
+    pub n_cut: usize,
+    /// Records too long even so, or whose chosen and rejected answers are the same.
+    pub n_dropped: usize,
+}
+
+/// A line of an SFT file.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum SftRecord {
+    Chat { messages: Vec<Message> },
+    Completion { prompt: String, completion: String },
+    Text { text: String },
+}
+
+/// Reads and tokenizes an SFT file: chat records, prompt-completion pairs or plain texts.
+///
+/// # Errors
+/// When the file cannot be read, or a line is none of these: file and line are named.
+pub fn load_sft(path: &Path, tokenizer: &Tokenizer, max_seq_length: usize) -> Result<Loaded<Tokens>, Error> {
+    let mut loaded = Loaded { records: Vec::new(), n_cut: 0, n_dropped: 0 };
+    fsio::for_each_line(path, |_, line| {
+        let value: Value = serde_json::from_str(line).map_err(|error| fsio::json_fault(&error))?;
+        let record = SftRecord::deserialize(&value).map_err(|_| {
+            let keys: Vec<&String> = value.as_object().map(|object| object.keys().collect()).unwrap_or_default();
+            format!("expected `messages`, `prompt` and `completion`, or `text`, found the keys {keys:?}")
+        })?;
+        let tokens = match &record {
+            SftRecord::Chat { messages } => tokenizer.encode_chat(messages),
+            SftRecord::Completion { prompt, completion } => tokenizer.encode_completion(prompt, completion),
+            SftRecord::Text { text } => tokenizer.encode_text(text),
+        };
+        let mut tokens = tokens.map_err(|error| error.to_string())?;
+        match tokens.fit(max_seq_length) {
+            Ok(n_removed) => {
+                loaded.n_cut += usize::from(n_removed > 0);
+                loaded.records.push(tokens);
+            }
+            Err(_) => loaded.n_dropped += 1,
+        }
+        Ok(())
+    })?;
+    Ok(loaded)
+}
+
+/// Reads and tokenizes a preference file. Prompts are cut to `max_prompt_length`, whole records to `max_seq_length`.
+///
+/// # Errors
+/// When the file cannot be read or a line is not a preference record: file and line are named.
+pub fn load_preferences(
+    path: &Path,
+    tokenizer: &Tokenizer,
+    max_prompt_length: usize,
+    max_seq_length: usize,
+) -> Result<Loaded<PreferenceTokens>, Error> {
+    let mut loaded = Loaded { records: Vec::new(), n_cut: 0, n_dropped: 0 };
+    fsio::for_each_line(path, |_, line| {
+        let record: PreferenceRecord = serde_json::from_str(line).map_err(|error| fsio::json_fault(&error))?;
+        let encode = |answer: &Turns| -> Result<Tokens, String> {
+            match (&record.prompt, answer) {
+                (Turns::Messages(prompt), Turns::Messages(answer)) => tokenizer.encode_answer(prompt, answer),
+                (Turns::Plain(prompt), Turns::Plain(answer)) => tokenizer.encode_completion(prompt, answer),
+                _ => return Err("expected prompt, chosen and rejected to be all messages or all text".into()),
+            }
+            .map_err(|error| error.to_string())
+        };
+        let (mut chosen, mut rejected) = (encode(&record.chosen)?, encode(&record.rejected)?);
+        let n_prompt = chosen.first_target();
+        let n_answer = answer_of(&chosen).len().max(answer_of(&rejected).len());
+        let room = max_prompt_length.min(max_seq_length.saturating_sub(n_answer));
+        let excess = n_prompt.saturating_sub(room);
+        let fits = [&mut chosen, &mut rejected].into_iter().all(|tokens| tokens.fit(tokens.len() - excess).is_ok());
+        let pair = PreferenceTokens {
+            prompt: chosen.ids[..chosen.first_target()].to_vec(),
+            chosen: answer_of(&chosen).to_vec(),
+            rejected: answer_of(&rejected).to_vec(),
+        };
+        let is_empty = [&pair.prompt, &pair.chosen, &pair.rejected].iter().any(|ids| ids.is_empty());
+        let same_prompt = rejected.ids.starts_with(&pair.prompt);
+        if fits && !is_empty && same_prompt && pair.chosen != pair.rejected {
+            loaded.n_cut += usize::from(excess > 0);
+            loaded.records.push(pair);
+        } else {
+            loaded.n_dropped += 1;
+        }
+        Ok(())
+    })?;
+    Ok(loaded)
+}
+
+/// From the first target to the last: the answer with its end token, without what the template puts after it.
+fn answer_of(tokens: &Tokens) -> &[u32] {
+    let end = tokens.is_target.iter().rposition(|&is_target| is_target).map_or(0, |last| last + 1);
+    &tokens.ids[tokens.first_target().min(end)..end]
+}
