@@ -57,6 +57,10 @@ impl Error {
         Self::NotACode { text: short }
     }
 
+    pub(super) fn torn(path: &Path, message: impl Into<String>) -> Self {
+        Self::Torn { path: path.to_owned(), message: message.into() }
+    }
+
     pub(super) fn bad_entry(path: &Path, line: usize, message: impl Into<String>) -> Self {
         Self::BadEntry { path: path.to_owned(), line, message: message.into() }
     }

@@ -8,6 +8,8 @@ mod excludes;
 mod reference;
 mod release;
 mod seventh;
+mod source;
+mod table;
 mod tabular;
 
 pub use code::Code;

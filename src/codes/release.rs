@@ -1,7 +1,5 @@
 //! One release of the code set, held in memory: what is billable, what a code means, and where it stands.
 
-use std::collections::HashMap;
-use std::io::Read as _;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -9,11 +7,10 @@ use std::sync::{Arc, OnceLock};
 use super::excludes::{Excludes, Exclusion, UnparsedNote};
 use super::seventh::{Extension, Seventh, SeventhLimit, complete};
 use super::tabular::{Chapter, Node, NodeId, Section, Tabular};
-use super::{Code, Error};
-use crate::fsio;
+use super::{Code, Error, source, table};
 
-/// The official list that is built in, unchanged.
-const BUILTIN_XML: &[u8] = include_bytes!("../../assets/icd10cm/icd10cm-tabular-April-1-2026.xml.gz");
+/// The compact table of `icd10cm-tabular-April-1-2026.xml.gz`, which stands beside it.
+const BUILTIN: &str = include_str!("../../assets/icd10cm/fy2026-april.table");
 
 /// A billable code.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,31 +40,39 @@ pub struct Release {
     excludes: OnceLock<Excludes>,
 }
 
+impl Billable {
+    /// A code of which only the description is known.
+    pub(super) fn plain(code: Code, description: String) -> Self {
+        Self { code, description, node: None, seventh: None }
+    }
+}
+
 impl Release {
     /// The release built into the program: April 2026 (FY2026), 74,719 billable codes.
     ///
     /// # Errors
     /// Never on a sound build; a damaged table is an error like that of any other file.
     pub fn builtin() -> Result<Self, Error> {
-        let path = Path::new("icd10cm-tabular-April-1-2026.xml.gz");
-        let mut xml = String::new();
-        flate2::read::GzDecoder::new(BUILTIN_XML)
-            .read_to_string(&mut xml)
-            .map_err(|error| Error::Torn { path: path.to_owned(), message: error.to_string() })?;
-        Ok(Self::from_tabular("FY2026 April".into(), Tabular::parse(&xml, path)?))
+        source::read(BUILTIN, "fy2026-april.table", Path::new("fy2026-april.table"))
     }
 
-    /// Reads a release from a file: the tabular list in XML, or a `codes.json` of billable codes.
+    /// Reads a release from a file: the tabular list in XML or as a compact table, an order file, or a `codes.json`
+    /// of billable codes, each plain or gzip, or the zip that holds one as downloaded.
     ///
     /// # Errors
     /// [`Error`] with the place of the fault.
     pub fn load(path: &Path) -> Result<Self, Error> {
-        let text = read_text(path)?;
-        if text.trim_start_matches('\u{feff}').trim_start().starts_with('{') {
-            return Self::from_json(&text, path);
-        }
-        let tabular = Tabular::parse(&text, path)?;
-        Ok(Self::from_tabular(format!("FY{}", tabular.version), tabular))
+        source::load(path)
+    }
+
+    /// The whole release as a compact table, which loads in milliseconds; none without a tabular list.
+    pub fn to_table(&self) -> Option<String> {
+        self.has_tree().then(|| table::write(&self.name, &self.tabular))
+    }
+
+    /// Whether the release has headers and notes. One read from JSON or an order file has billable codes only.
+    pub fn has_tree(&self) -> bool {
+        !self.nodes().is_empty()
     }
 
     /// A short name, as "FY2026 April".
@@ -255,33 +260,12 @@ impl Release {
         release
     }
 
-    /// Reads `{"A00.0": "Cholera due to ...", ...}`.
-    fn from_json(text: &str, path: &Path) -> Result<Self, Error> {
-        let descriptions: HashMap<Code, String> = serde_json::from_str(text).map_err(|error| {
-            if error.is_eof() {
-                Error::Torn { path: path.to_owned(), message: error.to_string() }
-            } else {
-                Error::bad_entry(path, error.line(), fsio::json_fault(&error))
-            }
-        })?;
-        let from_entry = |(code, description)| Billable { code, description, node: None, seventh: None };
-        let mut billable: Vec<Billable> = descriptions.into_iter().map(from_entry).collect();
+    /// A release of billable codes only, in any order.
+    pub(super) fn from_billable(name: String, mut billable: Vec<Billable>) -> Self {
         billable.sort_unstable_by_key(|billable| billable.code);
-        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let tabular = Tabular::default();
-        Ok(Self { name, tabular, by_code: Vec::new(), billable, section_spans: Vec::new(), excludes: OnceLock::new() })
+        Self { name, tabular, by_code: Vec::new(), billable, section_spans: Vec::new(), excludes: OnceLock::new() }
     }
-}
-
-/// The text of a file; damage to its compression or encoding is told apart from a file that is not there.
-fn read_text(path: &Path) -> Result<String, Error> {
-    use std::io::ErrorKind::{InvalidData, InvalidInput, UnexpectedEof};
-    fsio::read_text(path).map_err(|error| match error {
-        fsio::Error::Io { source, path, .. } if matches!(source.kind(), InvalidData | InvalidInput | UnexpectedEof) => {
-            Error::Torn { path, message: source.to_string() }
-        }
-        error => Error::File(error),
-    })
 }
 
 /// The billable codes of a tabular list, sorted: each leaf, or the codes that its seventh characters make of it.

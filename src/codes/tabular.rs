@@ -149,6 +149,18 @@ impl NoteKind {
 }
 
 impl Notes {
+    pub(super) fn of(&self, kind: NoteKind) -> &[String] {
+        match kind {
+            NoteKind::Includes => &self.includes,
+            NoteKind::Excludes1 => &self.excludes1,
+            NoteKind::Excludes2 => &self.excludes2,
+            NoteKind::CodeFirst => &self.code_first,
+            NoteKind::UseAdditional => &self.use_additional,
+            NoteKind::CodeAlso => &self.code_also,
+            NoteKind::Remarks => &self.remarks,
+        }
+    }
+
     pub(super) fn of_mut(&mut self, kind: NoteKind) -> &mut Vec<String> {
         match kind {
             NoteKind::Includes => &mut self.includes,
@@ -185,9 +197,8 @@ impl Tabular {
     /// [`Error::Torn`] when the XML is not well-formed, [`Error::Foreign`] when it is something else than a tabular
     /// list, [`Error::BadEntry`] when an entry lacks its name or is out of place.
     pub(super) fn parse(xml: &str, path: &Path) -> Result<Self, Error> {
-        let document = Document::parse(xml).map_err(|error| Error::Torn {
-            path: path.to_owned(),
-            message: format!("line {} column {}: {error}", error.pos().row, error.pos().col),
+        let document = Document::parse(xml).map_err(|error| {
+            Error::torn(path, format!("line {} column {}: {error}", error.pos().row, error.pos().col))
         })?;
         let root = document.root_element();
         let foreign =

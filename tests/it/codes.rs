@@ -1,5 +1,6 @@
 //! The built-in code set: its fingerprint, its tree, and the files a release can be read from.
 
+mod files;
 mod notes;
 
 use std::io::Write as _;
@@ -33,6 +34,21 @@ fn the_built_in_release_is_exact() {
     assert_eq!(release.nodes().len(), 46_881);
     assert_eq!(fingerprint(release), "1af65454c40386a8c5f0ce1b0f0bc9796a2ff0863b1d6a8813b5df7e2e9d5936");
     assert!(release.billable().is_sorted_by(|a, b| a.code < b.code));
+}
+
+/// The committed table says exactly what the committed XML says.
+#[test]
+fn the_built_in_table_is_the_official_list() {
+    let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/icd10cm");
+    let from_xml = Release::load(&assets.join("icd10cm-tabular-April-1-2026.xml.gz")).unwrap();
+    let table = std::fs::read_to_string(assets.join("fy2026-april.table")).unwrap();
+    assert!(
+        from_xml.to_table().unwrap() == table,
+        "write it anew: `axismapper codes build --tabular XML --out assets/icd10cm/fy2026-april.table`"
+    );
+    assert_eq!(from_xml.to_table(), BUILTIN.to_table());
+    assert_eq!(from_xml.billable(), BUILTIN.billable());
+    assert_eq!(from_xml.nodes(), BUILTIN.nodes());
 }
 
 #[test]
@@ -180,7 +196,7 @@ fn a_torn_or_foreign_list_is_refused_with_its_place() {
     assert_eq!(fingerprint(&Release::load(&path).unwrap()), fingerprint(&BUILTIN));
 }
 
-fn assert_names_file(path: &Path, expected: &str) {
+pub fn assert_names_file(path: &Path, expected: &str) {
     use axismapper::diag::Diagnostic as _;
     let error = Release::load(path).unwrap_err();
     let message = error.to_string();
