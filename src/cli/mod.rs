@@ -1,8 +1,10 @@
 //! The `axismapper` program: arguments in, results to stdout, progress and errors to stderr.
 
 mod device;
+mod eval;
 mod merge;
 mod model;
+mod predict;
 mod train;
 
 use std::io::{self, Write};
@@ -28,6 +30,8 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Train(train::Args),
+    Eval(eval::Args),
+    Predict(predict::Args),
     Merge(merge::Args),
 }
 
@@ -52,6 +56,8 @@ fn run(cli: Cli, stop: &Stop, out: &mut dyn Write) -> Result<(), Failure> {
     let console = Console::new(cli.quiet);
     match cli.command {
         Command::Train(args) => train::run(&args, &console, stop, out),
+        Command::Eval(args) => eval::run(&args, &console, stop, out),
+        Command::Predict(args) => predict::run(&args, &console, stop, out),
         Command::Merge(args) => merge::run(&args, &console, stop, out),
     }
 }

@@ -3,7 +3,7 @@
 mod records;
 mod stage;
 
-pub use records::{Loaded, load_preferences, load_sft};
+pub use records::{Loaded, Question, load_preferences, load_questions, load_sft};
 pub use stage::{StageOutcome, StageRequest, run_stage};
 
 use std::path::PathBuf;
