@@ -1,5 +1,6 @@
 //! The `axismapper` program: arguments in, results to stdout, progress and errors to stderr.
 
+mod demo;
 mod device;
 mod eval;
 mod merge;
@@ -29,6 +30,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Demo(demo::Args),
     Train(train::Args),
     Eval(eval::Args),
     Predict(predict::Args),
@@ -55,6 +57,7 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli, stop: &Stop, out: &mut dyn Write) -> Result<(), Failure> {
     let console = Console::new(cli.quiet);
     match cli.command {
+        Command::Demo(args) => demo::run(&args, &console, stop, out),
         Command::Train(args) => train::run(&args, &console, stop, out),
         Command::Eval(args) => eval::run(&args, &console, stop, out),
         Command::Predict(args) => predict::run(&args, &console, stop, out),
