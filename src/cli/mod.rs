@@ -1,11 +1,9 @@
 //! The `axismapper` program: arguments in, results to stdout, progress and errors to stderr.
 
-mod demo;
+mod codes;
 mod device;
-mod eval;
 mod merge;
 mod model;
-mod predict;
 mod train;
 
 use std::io::{self, Write};
@@ -30,10 +28,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Demo(demo::Args),
+    Codes(codes::Args),
     Train(train::Args),
-    Eval(eval::Args),
-    Predict(predict::Args),
     Merge(merge::Args),
 }
 
@@ -57,10 +53,8 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli, stop: &Stop, out: &mut dyn Write) -> Result<(), Failure> {
     let console = Console::new(cli.quiet);
     match cli.command {
-        Command::Demo(args) => demo::run(&args, &console, stop, out),
+        Command::Codes(args) => codes::run(&args, out),
         Command::Train(args) => train::run(&args, &console, stop, out),
-        Command::Eval(args) => eval::run(&args, &console, stop, out),
-        Command::Predict(args) => predict::run(&args, &console, stop, out),
         Command::Merge(args) => merge::run(&args, &console, stop, out),
     }
 }

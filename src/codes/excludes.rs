@@ -149,6 +149,13 @@ impl Excludes {
     }
 }
 
+/// Whether the codes that `note` names hold `code`.
+pub(super) fn names(release: &Release, note: &str, code: Code) -> bool {
+    let Some(code) = Placed::of(release, code) else { return false };
+    let references = references_of(note).unwrap_or_default();
+    references.iter().filter_map(|reference| Named::find(release, reference)).any(|named| named.holds(code))
+}
+
 impl Rule {
     /// Whether this note, printed above `code`, keeps it from `other`.
     ///
@@ -161,17 +168,18 @@ impl Rule {
     }
 
     fn names(&self, code: Placed) -> bool {
-        self.named.iter().any(|named| {
-            named.places.contains(&code.place)
-                && named.seventh.is_none_or(|seventh| code.seventh.is_some_and(|own| own.character == seventh))
-                && named.condition.as_ref().is_none_or(|condition| {
-                    condition.is_met(code.code, code.leaf, code.seventh.map(|seventh| &*seventh.text))
-                })
-        })
+        self.named.iter().any(|named| named.holds(code))
     }
 }
 
 impl Named {
+    fn holds(&self, code: Placed) -> bool {
+        let own = code.seventh;
+        self.places.contains(&code.place)
+            && self.seventh.is_none_or(|seventh| own.is_some_and(|own| own.character == seventh))
+            && self.condition.as_ref().is_none_or(|c| c.is_met(code.code, code.leaf, own.map(|own| &*own.text)))
+    }
+
     fn is_whole(&self) -> bool {
         self.seventh.is_none() && self.condition.is_none()
     }

@@ -2,6 +2,7 @@
 //!
 //! In: the official tabular list (XML). Out: a [`Release`], which answers from memory and never prints.
 
+mod check;
 mod code;
 mod error;
 mod excludes;
@@ -12,6 +13,7 @@ mod source;
 mod table;
 mod tabular;
 
+pub use check::{Check, Checked, Fault, Rule, Severity, Status, Suggestion, check, check_one, nearest};
 pub use code::Code;
 pub use error::Error;
 pub use excludes::{Exclusion, Holder, UnparsedNote};

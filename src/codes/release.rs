@@ -4,9 +4,9 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-use super::excludes::{Excludes, Exclusion, UnparsedNote};
+use super::excludes::{Excludes, Exclusion, Holder, UnparsedNote};
 use super::seventh::{Extension, Seventh, SeventhLimit, complete};
-use super::tabular::{Chapter, Node, NodeId, Section, Tabular};
+use super::tabular::{Chapter, Node, NodeId, Notes, Section, Tabular};
 use super::{Code, Error, source, table};
 
 /// The compact table of `icd10cm-tabular-April-1-2026.xml.gz`, which stands beside it.
@@ -196,6 +196,18 @@ impl Release {
     /// The sections of every chapter, in the order of the document.
     pub fn sections(&self) -> &[Section] {
         &self.tabular.sections
+    }
+
+    /// The places whose notes hold for `code`, the nearest first: its entry, those above, its sections, its chapter.
+    pub fn notes_above(&self, code: Code) -> impl Iterator<Item = (Holder, &Notes)> {
+        let nodes = self.node(code).into_iter().chain(self.ancestors(code));
+        let mut sections: Vec<&Section> = self.sections_of(code).collect();
+        sections.reverse();
+        let nodes = nodes.map(|node| (Holder::Node(node.code), &**node));
+        let sections =
+            sections.into_iter().map(|section| (Holder::Section(section.first, section.last), &section.notes));
+        let chapter = self.chapter_of(code).map(|chapter| (Holder::Chapter(chapter.number), &chapter.notes));
+        nodes.chain(sections).chain(chapter)
     }
 
     /// The Excludes1 note that keeps `a` and `b` apart, whichever of the two it is printed above; the nearest note

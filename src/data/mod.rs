@@ -8,7 +8,6 @@ pub mod dedup;
 mod draw;
 mod error;
 pub mod generate;
-pub mod preference;
 pub mod record;
 pub mod split;
 pub mod validate;

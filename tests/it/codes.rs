@@ -1,5 +1,6 @@
 //! The built-in code set: its fingerprint, its tree, and the files a release can be read from.
 
+mod check;
 mod files;
 mod notes;
 

@@ -4,7 +4,6 @@
 mod codes;
 mod config;
 mod data;
-mod data_pairs;
 mod golden;
 mod golden_adapter;
 mod golden_generate;

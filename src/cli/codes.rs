@@ -1,0 +1,102 @@
+//! `axismapper codes`: the code set built, checked and looked up.
+
+mod build;
+mod check;
+mod show;
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Subcommand};
+use serde::Serialize;
+
+use super::write_line;
+use crate::codes::{self, Release};
+use crate::diag::{Diagnostic, Failure};
+
+/// Build, check and look up the code set
+#[derive(Debug, ClapArgs)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Build(build::Args),
+    Check(check::Args),
+    Show(show::Args),
+}
+
+/// Which release of the code set a command works with.
+#[derive(Debug, Default, ClapArgs)]
+pub struct ReleaseArgs {
+    /// Use this code set instead of the built-in one: codes.json, a tabular list, an order file, or a zip with one
+    #[arg(long, value_name = "FILE")]
+    codes: Option<PathBuf>,
+}
+
+impl ReleaseArgs {
+    /// Reads the release.
+    ///
+    /// # Errors
+    /// What is wrong with the file.
+    pub fn load(&self) -> Result<Release, codes::Error> {
+        match &self.codes {
+            Some(path) => Release::load(path),
+            None => Release::builtin(),
+        }
+    }
+}
+
+/// A request that the code set answers with no.
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    #[error("{message}")]
+    NotClaimable { message: String },
+    #[error("`{text}` is not in {release}")]
+    Unknown { text: String, release: String, nearest: Vec<String> },
+    #[error("no codes to check")]
+    NoCodes,
+}
+
+impl Diagnostic for Refused {
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::NotClaimable { .. } => Some("the lines above say which codes, and what to use instead".into()),
+            Self::Unknown { nearest, .. } if nearest.is_empty() => None,
+            Self::Unknown { nearest, .. } => Some(format!("the nearest codes are {}", nearest.join(", "))),
+            Self::NoCodes => Some("as in `axismapper codes check \"S82.201A, V18.4XXA\"`, or --input FILE".into()),
+        }
+    }
+
+    fn is_usage(&self) -> bool {
+        matches!(self, Self::NoCodes)
+    }
+}
+
+/// Runs one of the `codes` commands; results go to `out`.
+///
+/// # Errors
+/// What is wrong with a file or a request; `codes check` fails when a set is not claimable.
+pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
+    match &args.command {
+        Command::Build(args) => build::run(args, out),
+        Command::Check(args) => check::run(args, out),
+        Command::Show(args) => show::run(args, out),
+    }
+}
+
+/// Writes a value as one line of JSON.
+fn write_json(out: &mut dyn Write, value: &impl Serialize) -> Result<(), Failure> {
+    // These values have string keys and no custom serializers that fail.
+    write_line(out, &serde_json::to_string(value).unwrap_or_default())
+}
+
+/// `74,719`.
+fn grouped(number: usize) -> String {
+    let digits = number.to_string();
+    let groups: Vec<&str> =
+        digits.as_bytes().rchunks(3).rev().filter_map(|group| std::str::from_utf8(group).ok()).collect();
+    groups.join(",")
+}
