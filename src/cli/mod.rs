@@ -1,9 +1,12 @@
 //! The `axismapper` program: arguments in, results to stdout, progress and errors to stderr.
 
 mod codes;
+mod demo;
 mod device;
+mod eval;
 mod merge;
 mod model;
+mod predict;
 mod train;
 
 use std::io::{self, Write};
@@ -29,7 +32,10 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Codes(codes::Args),
+    Demo(demo::Args),
     Train(train::Args),
+    Eval(eval::Args),
+    Predict(predict::Args),
     Merge(merge::Args),
 }
 
@@ -54,7 +60,10 @@ fn run(cli: Cli, stop: &Stop, out: &mut dyn Write) -> Result<(), Failure> {
     let console = Console::new(cli.quiet);
     match cli.command {
         Command::Codes(args) => codes::run(&args, out),
+        Command::Demo(args) => demo::run(&args, &console, stop, out),
         Command::Train(args) => train::run(&args, &console, stop, out),
+        Command::Eval(args) => eval::run(&args, &console, stop, out),
+        Command::Predict(args) => predict::run(&args, &console, stop, out),
         Command::Merge(args) => merge::run(&args, &console, stop, out),
     }
 }

@@ -7,7 +7,7 @@ use tch::Kind;
 
 use super::device;
 use crate::adapter;
-use crate::diag::Failure;
+use crate::diag::{Diagnostic, Failure};
 use crate::model::{self, Quantization, Qwen2};
 use crate::pipeline;
 use crate::tensor::Placement;
@@ -18,7 +18,7 @@ use crate::text::Tokenizer;
 pub struct ModelArgs {
     /// A local folder in Hugging Face layout
     #[arg(long, value_name = "DIR")]
-    pub model: PathBuf,
+    pub model: Option<PathBuf>,
     /// An adapter folder in PEFT layout
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
@@ -57,27 +57,41 @@ impl Dtype {
     }
 }
 
-impl ModelArgs {
-    /// Loads model, adapter and tokenizer.
-    ///
-    /// # Errors
-    /// When a folder is missing or its files do not fit together.
-    pub fn load(&self) -> Result<(Qwen2, Tokenizer), Failure> {
-        for (what, path) in [("model", Some(&self.model)), ("adapter", self.adapter.as_ref())] {
-            if let Some(path) = path.filter(|path| !path.is_dir()) {
-                return Err(pipeline::Error::NoFolder { what, path: path.clone() }.into());
-            }
+/// Loads model, adapter and tokenizer.
+///
+/// # Errors
+/// When no model is named, a folder is missing, or its files do not fit together.
+pub fn load_model(args: &ModelArgs) -> Result<(Qwen2, Tokenizer), Failure> {
+    let Some(path) = &args.model else { return Err(NoModel.into()) };
+    for (what, path) in [("model", Some(path)), ("adapter", args.adapter.as_ref())] {
+        if let Some(path) = path.filter(|path| !path.is_dir()) {
+            return Err(pipeline::Error::NoFolder { what, path: path.clone() }.into());
         }
-        let placement = Placement { device: device::parse(&self.device)?, dtype: self.dtype.kind() };
-        let quantization = match self.quant {
-            Quant::Nf4 => Quantization::Nf4,
-            Quant::None => Quantization::None,
-        };
-        let tokenizer = Tokenizer::load(&self.model)?;
-        let mut model = model::load(&self.model, placement, quantization)?;
-        if let Some(dir) = &self.adapter {
-            model::attach_adapter(&mut model, adapter::load(dir)?)?;
-        }
-        Ok((model, tokenizer))
+    }
+    let placement = Placement { device: device::parse(&args.device)?, dtype: args.dtype.kind() };
+    let quantization = match args.quant {
+        Quant::Nf4 => Quantization::Nf4,
+        Quant::None => Quantization::None,
+    };
+    let tokenizer = Tokenizer::load(path)?;
+    let mut model = model::load(path, placement, quantization)?;
+    if let Some(dir) = &args.adapter {
+        model::attach_adapter(&mut model, adapter::load(dir)?)?;
+    }
+    Ok((model, tokenizer))
+}
+
+/// A command that needs a model was given none.
+#[derive(Debug, thiserror::Error)]
+#[error("no model is given")]
+struct NoModel;
+
+impl Diagnostic for NoModel {
+    fn hint(&self) -> Option<String> {
+        Some("name its folder with --model DIR".into())
+    }
+
+    fn is_usage(&self) -> bool {
+        true
     }
 }

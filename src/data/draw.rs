@@ -19,6 +19,16 @@ impl Draw {
         if n == 0 { 0 } else { self.0.random_range(0..n as u64) as usize }
     }
 
+    /// A number above 0 and up to 1.
+    pub(crate) fn unit(&mut self) -> f64 {
+        ((self.bits() >> 11) + 1) as f64 / (1_u64 << 53) as f64
+    }
+
+    /// 64 random bits.
+    pub(crate) fn bits(&mut self) -> u64 {
+        self.0.random()
+    }
+
     /// A number from `low` to `high`, both included.
     pub(crate) fn between(&mut self, low: usize, high: usize) -> usize {
         low + self.below(high.saturating_sub(low) + 1)

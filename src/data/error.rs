@@ -28,7 +28,7 @@ pub enum Error {
         /// Its value.
         value: String,
         /// What it may be.
-        expected: &'static str,
+        expected: String,
     },
     /// A code or a release that cannot be used.
     #[error(transparent)]
@@ -64,4 +64,12 @@ impl Diagnostic for Error {
             Self::Stopped(error) => error.is_usage(),
         }
     }
+}
+
+/// Fails unless `value` is within `range`.
+pub(super) fn check_setting(key: &'static str, value: f64, range: std::ops::RangeInclusive<f64>) -> Result<(), Error> {
+    if range.contains(&value) {
+        return Ok(());
+    }
+    Err(Error::BadSetting { key, value: value.to_string(), expected: format!("{} to {}", range.start(), range.end()) })
 }

@@ -8,6 +8,7 @@ pub mod dedup;
 mod draw;
 mod error;
 pub mod generate;
+pub mod preference;
 pub mod record;
 pub mod split;
 pub mod validate;

@@ -1,7 +1,9 @@
 //! What leaves the machine: the adapter merged into its base as a plain Hugging Face folder.
 
+mod divergence;
 mod merged;
 
+pub use divergence::{Divergence, divergence};
 pub use merged::{MergeRequest, Merged, Onto, merge};
 
 use std::path::PathBuf;

@@ -104,6 +104,22 @@ pub fn quantize(model: &mut Qwen2) -> Result<()> {
     Ok(())
 }
 
+/// Merges every adapter into the weight that it was trained on, expanded from NF4 where it is quantized; the layers
+/// are dense afterwards.
+///
+/// # Errors
+/// When memory is short.
+pub fn merge_in_place(model: &mut Qwen2) -> Result<()> {
+    let kind = model.placement.dtype;
+    for projection in model.blocks.iter_mut().flat_map(|block| &mut block.projections) {
+        if let Some(adapter) = projection.adapter.take() {
+            let weight = projection.weight(kind, &mut model.workspace)?;
+            projection.weight = Weight::Dense(adapter.lora.merged(&weight)?.f_to_kind(kind)?);
+        }
+    }
+    Ok(())
+}
+
 /// Puts a fresh adapter on every target module.
 ///
 /// # Errors

@@ -15,7 +15,7 @@ mod save;
 pub use block::Block;
 pub use config::Config;
 pub use kv_cache::KvCache;
-pub use load::{Quantization, attach_adapter, init, load, new_adapter, quantize};
+pub use load::{Quantization, attach_adapter, init, load, merge_in_place, new_adapter, quantize};
 pub use packing::{Packed, Segment};
 pub use projection::{Projection, Weight};
 pub use qwen2::{Head, Parameter, Qwen2};

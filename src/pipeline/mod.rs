@@ -1,9 +1,11 @@
 //! Stages in order: a stage file run from its model to its `final/` folder, and the demo of them all.
 
+mod demo;
 mod records;
 mod stage;
 
-pub use records::{Loaded, load_preferences, load_sft};
+pub use demo::{DemoReport, DemoRequest, DemoSettings, run_demo};
+pub use records::{Loaded, Question, load_preferences, load_questions, load_sft};
 pub use stage::{StageOutcome, StageRequest, run_stage};
 
 use std::path::PathBuf;

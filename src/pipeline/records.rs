@@ -6,9 +6,9 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::Error;
-use crate::data::record::{PreferenceRecord, Turns};
+use crate::data::record::{ChatRecord, PreferenceRecord, Turns};
 use crate::fsio;
-use crate::text::{Message, Tokenizer, Tokens};
+use crate::text::{Message, Role, Tokenizer, Tokens};
 use crate::train::PreferenceTokens;
 
 /// A tokenized file and what was cut or dropped on the way.
@@ -28,6 +28,37 @@ enum SftRecord {
     Chat { messages: Vec<Message> },
     Completion { prompt: String, completion: String },
     Text { text: String },
+}
+
+/// A question and its right answer, from a chat record.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Question {
+    /// The turns before the answer.
+    pub prompt: Vec<Message>,
+    /// The content of the last assistant turn.
+    pub expected: String,
+}
+
+/// Reads a file of chat records for evaluation: the last turn, the assistant's, is the right answer.
+///
+/// # Errors
+/// When the file cannot be read, has no records, or a line does not end with an assistant turn.
+pub fn load_questions(path: &Path) -> Result<Vec<Question>, Error> {
+    let mut questions = Vec::new();
+    fsio::for_each_line(path, |_, line| {
+        let mut record: ChatRecord = serde_json::from_str(line).map_err(|error| fsio::json_fault(&error))?;
+        match record.messages.pop() {
+            Some(last) if last.role == Role::Assistant && !record.messages.is_empty() => {
+                questions.push(Question { prompt: record.messages, expected: last.content });
+                Ok(())
+            }
+            _ => Err("expected `messages` that end with an assistant turn after a user turn".into()),
+        }
+    })?;
+    if questions.is_empty() {
+        return Err(fsio::Error::Empty { path: path.to_owned() }.into());
+    }
+    Ok(questions)
 }
 
 /// Reads and tokenizes an SFT file: chat records, prompt-completion pairs or plain texts.

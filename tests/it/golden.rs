@@ -56,7 +56,12 @@ pub fn packed(model: &Qwen2, records: &[Record]) -> Packed {
 
 /// The tied model in NF4 with an adapter of `FOLDER/{adapter_config.json,adapter_model.safetensors}`.
 pub fn adapted(folder: &str) -> Qwen2 {
-    let mut model = model::load(&fixture("tiny/tied"), PLACEMENT, Quantization::Nf4).unwrap();
+    adapted_in(PLACEMENT, folder)
+}
+
+/// As [`adapted`], computing in another type.
+pub fn adapted_in(placement: Placement, folder: &str) -> Qwen2 {
+    let mut model = model::load(&fixture("tiny/tied"), placement, Quantization::Nf4).unwrap();
     model::attach_adapter(&mut model, adapter::load(&fixture(folder)).unwrap()).unwrap();
     model
 }

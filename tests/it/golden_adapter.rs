@@ -6,8 +6,8 @@ use axismapper::adapter;
 use axismapper::export::{MergeRequest, Onto, merge};
 use axismapper::model::{self, Quantization, Qwen2};
 use axismapper::stop::Stop;
-use axismapper::tensor::Checkpoint;
-use axismapper::train::{Gradients, Weigh, backward, pack_records};
+use axismapper::tensor::{Checkpoint, Placement};
+use axismapper::train::{Gradients, Weigh, backward, log_probabilities, pack_records};
 use serde::Deserialize;
 use tch::{Kind, Tensor};
 
@@ -25,6 +25,14 @@ struct Expected {
     loss: f64,
     n_targets: usize,
     scalings: BTreeMap<String, f64>,
+    bfloat16: Bfloat16Errors,
+}
+
+/// How far PEFT is off in bf16 from itself in f32.
+#[derive(Deserialize)]
+struct Bfloat16Errors {
+    token_logprobs: f64,
+    gradients: f64,
 }
 
 /// Everything that PEFT computed with one adapter.
@@ -42,6 +50,7 @@ fn check(name: &str) {
     assert_eq!(scalings, expected.scalings, "{name}");
     check_outputs(&mut model, name);
     check_gradients(&mut model, name, &expected);
+    check_bfloat16(name, &expected.bfloat16);
     check_merged(name, Onto::Quantized, "nf4");
     check_merged(name, Onto::Original, "original");
 }
@@ -81,6 +90,32 @@ fn check_gradients(model: &mut Qwen2, name: &str, expected: &Expected) {
         &file,
         GRADIENT_TOLERANCE,
     );
+}
+
+/// In bf16 the errors against PEFT in f32 are about as large as PEFT's own: the same roundings in another order, so at most
+/// 1.5 times as large.
+fn check_bfloat16(name: &str, expected: &Bfloat16Errors) {
+    let folder = format!("adapters/{name}");
+    let mut model = golden::adapted_in(Placement { dtype: Kind::BFloat16, ..PLACEMENT }, &folder);
+    let mut records = records("tied");
+    let batch = pack_records(&golden::targets(&records));
+    let parameters = model.parameters();
+    let mut gradients = Gradients::new(&parameters);
+    let weigh = Weigh::Uniform(1.0 / batch.targets.len() as f64);
+    backward(&mut model, &parameters, &mut gradients, &batch, &weigh, 0).unwrap();
+    let file = tensors(&format!("{folder}/gradients.safetensors"));
+    let flat = |tensors: Vec<Tensor>| Tensor::cat(&tensors.iter().map(|t| t.flatten(0, -1)).collect::<Vec<_>>(), 0);
+    let exact = parameters.iter().map(|p| file.tensor(&format!("{}{}", adapter::PREFIX, p.name)).unwrap());
+    let exact = flat(exact.collect());
+    let found = flat(gradients.tensors.into_iter().flatten().collect());
+    let error = (found - &exact).norm().double_value(&[]) / exact.norm().double_value(&[]);
+    assert!(error < 1.5 * expected.gradients, "{name}: gradients in bf16 are {error} off");
+
+    records.iter_mut().for_each(|record| record.loss_mask.fill(1));
+    let logps = log_probabilities(&mut model, &pack_records(&golden::targets(&records))).unwrap();
+    let exact = tensors(&format!("{folder}/expected.safetensors")).tensor("token_logprobs").unwrap();
+    let error = (Tensor::from_slice(&logps) - exact).square().mean(Kind::Float).sqrt().double_value(&[]);
+    assert!(error < 1.5 * expected.token_logprobs, "{name}: log-probabilities in bf16 are {error} off");
 }
 
 /// A merged folder has PEFT's weights and answers as PEFT's merged model.

@@ -4,6 +4,7 @@
 mod codes;
 mod config;
 mod data;
+mod data_pairs;
 mod golden;
 mod golden_adapter;
 mod golden_generate;

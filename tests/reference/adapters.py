@@ -103,6 +103,27 @@ def _write_adapter(out: pathlib.Path, name: str, config: LoraConfig) -> None:
     save(model, out / "adapters" / name)
 
 
+def _bfloat16_errors(out: pathlib.Path, name: str, batch: list[dict], logprobs: torch.Tensor, exact: dict) -> dict:
+    """How far the same computation is off in bf16 with f32 adapters under autocast, as transformers trains: the root mean
+    square error of the log-probabilities, and the gradients' error over their norm, all tensors as one vector."""
+    base = models.load(out / "tiny" / "tied", dtype=torch.bfloat16)
+    base.load_state_dict(base_model(out).state_dict())
+    model = load(out, name, base)
+    assert all(parameter.dtype == torch.float32 for parameter in trainable(model).values())
+    with torch.autocast("cpu", torch.bfloat16):
+        rows = [(models.logits_of(model, record["input_ids"]), record) for record in batch]
+        found = [models.token_logprobs(logits, record["input_ids"]) for logits, record in rows]
+        masks = [torch.tensor(record["loss_mask"][1:], dtype=torch.bool) for record in batch]
+        loss = -sum(row[mask].sum() for row, mask in zip(found, masks, strict=True)) / sum(mask.sum() for mask in masks)
+    loss.backward()
+    errors = [gradient - exact[key] for key, gradient in gradients(model).items()]
+    norm = torch.cat([gradient.flatten() for gradient in exact.values()]).norm()
+    return {
+        "token_logprobs": (torch.cat(found) - logprobs).square().mean().sqrt().item(),
+        "gradients": (torch.cat([error.flatten() for error in errors]).norm() / norm).item(),
+    }
+
+
 def _write_expected(out: pathlib.Path, name: str) -> None:
     batch = read_json(out / "tiny" / "tied.records.json")["records"]
     folder = out / "adapters" / name
@@ -119,7 +140,9 @@ def _write_expected(out: pathlib.Path, name: str) -> None:
     }
     layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
     scalings = {name.removeprefix("base_model.model."): layer.scaling["default"] for name, layer in layers.items()}
-    write_json(folder / "expected.json", {"loss": loss.item(), "n_targets": n_targets, "scalings": scalings})
+    found = {"loss": loss.item(), "n_targets": n_targets, "scalings": scalings}
+    found["bfloat16"] = _bfloat16_errors(out, name, batch, expected["token_logprobs"], gradients(model))
+    write_json(folder / "expected.json", found)
     save_tensors(folder / "gradients.safetensors", gradients(model))
     for base_name, base in [("nf4", None), ("original", models.load(out / "tiny" / "tied"))]:
         merged = load(out, name, base).merge_and_unload()

@@ -1,0 +1,57 @@
+//! The whole pipeline on this machine with nothing downloaded: codes, data, a small base model, SFT, ORPO, evaluation
+//! before and after each, a merged model.
+//!
+//! Only the base model is a stand-in, trained here on texts about the codes. The stages are run by the code and the
+//! stage files that a real model is trained with. Every finished step is noted in `demo.json`; started again with the
+//! same settings, the demo goes on after it.
+
+mod ledger;
+mod report;
+mod settings;
+mod steps;
+
+pub use report::{DemoReport, Sample};
+pub use settings::DemoSettings;
+
+use std::path::Path;
+
+use tch::Device;
+
+use super::Error;
+use crate::fsio;
+use crate::stop::Stop;
+use crate::track::Console;
+
+use ledger::Ledger;
+
+/// A demo to be run.
+#[derive(Debug)]
+pub struct DemoRequest<'a> {
+    pub out: &'a Path,
+    pub settings: &'a DemoSettings,
+    pub device: Device,
+}
+
+/// Runs the demo, or what is left of it, and writes `report.json`.
+///
+/// # Errors
+/// When a step fails or a stop is requested; finished steps are kept.
+pub fn run_demo(request: &DemoRequest<'_>, console: &Console, stop: &Stop) -> Result<DemoReport, Error> {
+    let mut ledger = Ledger::open(request.out, request.settings)?;
+    let stage = steps::Steps { request, console, stop };
+    let release = ledger.timed("codes", || stage.codes())?;
+    ledger.once("data", || stage.data(&release))?;
+    ledger.once("base", || stage.base(&release))?;
+    ledger.once("sft", || stage.train("sft"))?;
+    ledger.once("orpo", || stage.train("orpo"))?;
+    let mut answers = Vec::new();
+    for (name, adapter) in [("base", None), ("sft", Some("sft")), ("orpo", Some("orpo"))] {
+        ledger.once(&format!("eval {name}"), || stage.answer(name, adapter))?;
+        answers.push((name, stage.stored_answers(name)?));
+    }
+    let merge = ledger.once("merge", || stage.merge())?;
+    answers.push(("merged", stage.stored_answers("merged")?));
+    let report = report::make(&answers, merge, &release, &ledger, request.settings);
+    fsio::write_json(&request.out.join("report.json"), &report)?;
+    Ok(report)
+}
