@@ -2,6 +2,8 @@
 
 mod build;
 mod check;
+mod diff;
+mod search;
 mod show;
 
 use std::io::Write;
@@ -26,6 +28,8 @@ enum Command {
     Build(build::Args),
     Check(check::Args),
     Show(show::Args),
+    Search(search::Args),
+    Diff(diff::Args),
 }
 
 /// Which release of the code set a command works with.
@@ -84,6 +88,8 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
         Command::Build(args) => build::run(args, out),
         Command::Check(args) => check::run(args, out),
         Command::Show(args) => show::run(args, out),
+        Command::Search(args) => search::run(args, out),
+        Command::Diff(args) => diff::run(args, out),
     }
 }
 

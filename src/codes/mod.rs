@@ -4,10 +4,12 @@
 
 mod check;
 mod code;
+mod diff;
 mod error;
 mod excludes;
 mod reference;
 mod release;
+mod search;
 mod seventh;
 mod source;
 mod table;
@@ -15,8 +17,10 @@ mod tabular;
 
 pub use check::{Check, Checked, Fault, Rule, Severity, Status, Suggestion, check, check_one, nearest};
 pub use code::Code;
+pub use diff::{Deleted, Diff, Entry, NoteChange, Renamed, diff};
 pub use error::Error;
 pub use excludes::{Exclusion, Holder, UnparsedNote};
 pub use release::{Billable, Release};
+pub use search::{Hit, SearchIndex};
 pub use seventh::{Extension, Seventh};
 pub use tabular::{Chapter, Node, NodeId, Notes, Section};

@@ -3,6 +3,7 @@
 mod check;
 mod files;
 mod notes;
+mod search;
 
 use std::io::Write as _;
 use std::path::Path;
