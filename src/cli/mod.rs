@@ -1,6 +1,7 @@
 //! The `axismapper` program: arguments in, results to stdout, progress and errors to stderr.
 
 mod codes;
+mod data;
 mod demo;
 mod device;
 mod eval;
@@ -33,6 +34,7 @@ struct Cli {
 enum Command {
     Codes(codes::Args),
     Demo(demo::Args),
+    Data(data::Args),
     Train(train::Args),
     Eval(eval::Args),
     Predict(predict::Args),
@@ -61,6 +63,7 @@ fn run(cli: Cli, stop: &Stop, out: &mut dyn Write) -> Result<(), Failure> {
     match cli.command {
         Command::Codes(args) => codes::run(&args, out),
         Command::Demo(args) => demo::run(&args, &console, stop, out),
+        Command::Data(args) => data::run(&args, &console, stop, out),
         Command::Train(args) => train::run(&args, &console, stop, out),
         Command::Eval(args) => eval::run(&args, &console, stop, out),
         Command::Predict(args) => predict::run(&args, &console, stop, out),

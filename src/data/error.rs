@@ -30,6 +30,20 @@ pub enum Error {
         /// What it may be.
         expected: String,
     },
+    /// A file of settings that cannot be used.
+    #[error("`{}`: {message}", path.display())]
+    BadSettings {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What is wrong in it, and where.
+        message: String,
+    },
+    /// A source of scenarios that this build does not have.
+    #[error("the provider `{provider}` is not available, expected `template`")]
+    NoProvider {
+        /// Its name.
+        provider: String,
+    },
     /// A code or a release that cannot be used.
     #[error(transparent)]
     Codes(#[from] codes::Error),
@@ -49,6 +63,10 @@ impl Diagnostic for Error {
                     .into(),
             ),
             Self::UnknownFamily { .. } => Some("a family is named as in the records, for example `patient/story-1`".into()),
+            Self::NoProvider { .. } => {
+                Some("`--provider template` needs no server and makes 100,000 scenarios in about a minute".into())
+            }
+            Self::BadSettings { .. } => Some("`configs/data.yaml` names every setting; what is left out has its default".into()),
             Self::BadSetting { .. } => None,
             Self::Codes(error) => error.hint(),
             Self::File(error) => error.hint(),
@@ -58,7 +76,11 @@ impl Diagnostic for Error {
 
     fn is_usage(&self) -> bool {
         match self {
-            Self::NothingSelected { .. } | Self::UnknownFamily { .. } | Self::BadSetting { .. } => true,
+            Self::NothingSelected { .. }
+            | Self::UnknownFamily { .. }
+            | Self::BadSetting { .. }
+            | Self::BadSettings { .. }
+            | Self::NoProvider { .. } => true,
             Self::Codes(error) => error.is_usage(),
             Self::File(error) => error.is_usage(),
             Self::Stopped(error) => error.is_usage(),

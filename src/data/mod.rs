@@ -3,13 +3,16 @@
 //! In: a release of codes, or scenario records in JSON Lines. Out: chat, preference and text records in JSON Lines, and
 //! for each step a report that counts what was kept and what was dropped by reason.
 
+pub mod build;
 pub mod corpus;
 pub mod dedup;
 mod draw;
 mod error;
 pub mod generate;
+pub mod growing;
 pub mod preference;
 pub mod record;
+pub mod replay;
 pub mod split;
 pub mod validate;
 pub mod wording;

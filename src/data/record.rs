@@ -35,6 +35,36 @@ impl Scenario {
     }
 }
 
+/// A scenario whose codes are still text, as another program may have written them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RawScenario {
+    /// Plain words.
+    pub scenario: String,
+    /// What should be codes.
+    pub codes: Vec<String>,
+    /// Every other field.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+impl RawScenario {
+    /// The first of its codes that has not the form of one.
+    pub fn malformed_code(&self) -> Option<&str> {
+        self.codes.iter().find(|text| Code::parse_lenient(text).is_err()).map(String::as_str)
+    }
+
+    /// The scenario with its codes in canonical form: case and dot are mended, a malformed code is left out.
+    pub fn into_scenario(mut self) -> Scenario {
+        let codes = self.codes.iter().filter_map(|text| Code::parse_lenient(text).ok()).collect();
+        let mut take = |key: &str| match self.extra.remove(key) {
+            Some(Value::String(text)) => text,
+            _ => String::new(),
+        };
+        let (family, group) = (take("family"), take("group"));
+        Scenario { scenario: self.scenario, codes, family, group, extra: self.extra }
+    }
+}
+
 /// A conversation whose assistant turns are trained on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ChatRecord {

@@ -1,5 +1,7 @@
 //! Generated scenarios and texts: equal for equal seeds, and labelled as their codes allow.
 
+mod cli;
+
 use std::collections::BTreeSet;
 
 use axismapper::codes::Release;

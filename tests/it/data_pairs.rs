@@ -83,6 +83,11 @@ fn every_pair_has_its_flaw() {
     }
 }
 
+fn push(pairs: &mut Vec<PreferenceRecord>, pair: PreferenceRecord) -> Result<(), ()> {
+    pairs.push(pair);
+    Ok(())
+}
+
 #[test]
 fn shares_decide_which_flaws_come_up() {
     let release = Release::builtin().unwrap();
@@ -93,13 +98,13 @@ fn shares_decide_which_flaws_come_up() {
         PairSettings { shares: [(Flaw::Prose, 3.0), (Flaw::Sibling, 1.0)].into(), ..PairSettings::default() };
     let pairs = Pairs::new(&release, settings).unwrap();
     let mut first = Vec::new();
-    let report = pairs.write(&records, |pair| Ok::<_, ()>(first.push(pair))).unwrap();
+    let report = pairs.write(&records, |pair| push(&mut first, pair)).unwrap();
     assert_eq!((report.n_in, report.n_pairs, report.by_flaw.len()), (2_000, first.len(), 2));
     let prose_share = report.by_flaw[&Flaw::Prose] as f64 / report.n_pairs as f64;
     // Some records have no sibling; four standard deviations of 2,000 draws are 0.04.
     assert!((0.71..0.87).contains(&prose_share), "{prose_share}");
     let mut again = Vec::new();
-    pairs.write(&records, |pair| Ok::<_, ()>(again.push(pair))).unwrap();
+    pairs.write(&records, |pair| push(&mut again, pair)).unwrap();
     assert_eq!(first, again);
     assert!(Pairs::new(&release, PairSettings { shares: BTreeMap::new(), ..PairSettings::default() }).is_err());
 }

@@ -108,7 +108,7 @@ pub struct TemplateReport {
 }
 
 impl TemplateReport {
-    fn count(&mut self, scenario: &Scenario) {
+    pub(crate) fn count(&mut self, scenario: &Scenario) {
         self.n_records += 1;
         *self.by_n_codes.entry(scenario.codes.len()).or_default() += 1;
         *self.by_family.entry(scenario.family.clone()).or_default() += 1;
@@ -178,7 +178,7 @@ impl<'a> Generator<'a> {
     }
 
     /// A report with the codes counted and no record yet.
-    fn report(&self) -> TemplateReport {
+    pub(crate) fn report(&self) -> TemplateReport {
         TemplateReport {
             n_codes: self.n_codes,
             n_codes_left_out: self.n_codes - self.order.len(),
