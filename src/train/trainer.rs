@@ -105,10 +105,13 @@ impl Length {
     }
 }
 
+/// Figures under the names that are logged.
+type Named = Vec<(String, f64)>;
+
 /// Sums between two lines of the log.
 #[derive(Default)]
 struct Window {
-    figures: Vec<(String, f64)>,
+    figures: Named,
     loss: f64,
     n_steps: u64,
     n_tokens: u64,
@@ -116,7 +119,7 @@ struct Window {
 }
 
 impl Window {
-    fn add(&mut self, loss: f64, figures: Vec<(String, f64)>, n_tokens: u64) {
+    fn add(&mut self, loss: f64, figures: Named, n_tokens: u64) {
         self.loss += loss;
         self.n_steps += 1;
         self.n_tokens += n_tokens;
@@ -291,7 +294,7 @@ fn accumulate(
     gradients: &mut Gradients,
     micro_batches: &[&[usize]],
     seed: u64,
-) -> Result<(f64, Vec<(String, f64)>, u64)> {
+) -> Result<(f64, Named, u64)> {
     let mut n_tokens = 0;
     match task {
         Task::Sft { train, .. } => {
@@ -331,7 +334,7 @@ fn accumulate(
 #[derive(Default)]
 struct MeanFigures {
     loss: f64,
-    others: Vec<(String, f64)>,
+    others: Named,
 }
 
 impl MeanFigures {
@@ -349,7 +352,7 @@ impl MeanFigures {
 }
 
 /// Loss and figures over the validation records, without dropout.
-fn evaluate(model: &mut Qwen2, task: &Task, batch_size: usize) -> Result<(f64, Vec<(String, f64)>)> {
+fn evaluate(model: &mut Qwen2, task: &Task, batch_size: usize) -> Result<(f64, Named)> {
     match task {
         Task::Sft { validation, .. } => {
             let (mut sum, mut n_targets) = (0.0, 0);

@@ -10,7 +10,7 @@ mod report;
 mod settings;
 mod steps;
 
-pub use report::{DemoReport, Sample};
+pub use report::DemoReport;
 pub use settings::DemoSettings;
 
 use std::path::Path;
