@@ -263,8 +263,9 @@ impl Release {
     pub(super) fn from_tabular(name: String, tabular: Tabular) -> Self {
         let mut by_code: Vec<(Code, NodeId)> = Vec::with_capacity(tabular.nodes.len());
         by_code.extend(tabular.nodes.iter().zip(0..).map(|(node, idx)| (node.code, NodeId(idx))));
-        by_code.sort_unstable();
-        let billable = expand(&tabular);
+        // The stable sort, because it makes use of the long runs that are in order already.
+        by_code.sort();
+        let billable = expand(&tabular, &by_code);
         let mut release =
             Self { name, tabular, by_code, billable, section_spans: Vec::new(), excludes: OnceLock::new() };
         let span_of = |section: &Section| release.span(section.first, section.last).unwrap_or_default();
@@ -281,30 +282,22 @@ impl Release {
 }
 
 /// The billable codes of a tabular list, sorted: each leaf, or the codes that its seventh characters make of it.
-fn expand(tabular: &Tabular) -> Vec<Billable> {
+fn expand(tabular: &Tabular, by_code: &[(Code, NodeId)]) -> Vec<Billable> {
     let limits: Vec<SeventhLimit> =
         tabular.nodes.iter().flat_map(|node| &node.remarks).filter_map(|note| SeventhLimit::parse(note)).collect();
-    // The list in force at each level of the path to the current node.
-    let mut in_force: Vec<Option<&[Extension]>> = Vec::new();
-    let mut lists = tabular.extensions.iter().peekable();
+    let lists = lists_in_force(tabular);
     let mut billable = Vec::with_capacity(2 * tabular.nodes.len());
-    for (node, idx) in tabular.nodes.iter().zip(0..) {
-        let id = NodeId(idx);
-        in_force.truncate(node.depth as usize);
-        let own = lists.next_if(|(holder, _)| *holder == id).map(|(_, list)| list.as_slice());
-        let list = own.or_else(|| in_force.last().copied().flatten());
-        in_force.push(list);
+    // Leaves in the order of their codes give billable codes in order, because no leaf is the beginning of another.
+    for &(code, id) in by_code {
+        let node = &tabular.nodes[id.idx()];
         if !node.children.is_empty() {
             continue;
         }
-        match list.filter(|_| node.code.len() < Code::MAX_LEN) {
-            None => billable.push(Billable {
-                code: node.code,
-                description: node.description.clone(),
-                node: Some(id),
-                seventh: None,
-            }),
-            Some(list) => billable.extend(complete(node.code, list, &limits).map(|(code, extension)| Billable {
+        match lists[id.idx()].filter(|_| code.len() < Code::MAX_LEN) {
+            None => {
+                billable.push(Billable { code, description: node.description.clone(), node: Some(id), seventh: None });
+            }
+            Some(list) => billable.extend(complete(code, list, &limits).map(|(code, extension)| Billable {
                 code,
                 description: [&node.description, ", ", &extension.text].concat(),
                 node: Some(id),
@@ -312,6 +305,20 @@ fn expand(tabular: &Tabular) -> Vec<Billable> {
             })),
         }
     }
-    billable.sort_unstable_by_key(|billable| billable.code);
+    // A list of seventh characters need not be in order.
+    if !billable.is_sorted_by_key(|billable| billable.code) {
+        billable.sort_by_key(|billable| billable.code);
+    }
     billable
+}
+
+/// The list of seventh characters that holds at each entry: its own, else that of the entry above.
+fn lists_in_force(tabular: &Tabular) -> Vec<Option<&[Extension]>> {
+    let mut own = tabular.extensions.iter().peekable();
+    let mut lists: Vec<Option<&[Extension]>> = Vec::with_capacity(tabular.nodes.len());
+    for (node, idx) in tabular.nodes.iter().zip(0..) {
+        let own = own.next_if(|(holder, _)| *holder == NodeId(idx)).map(|(_, list)| list.as_slice());
+        lists.push(own.or_else(|| node.parent.and_then(|above| lists[above.idx()])));
+    }
+    lists
 }
