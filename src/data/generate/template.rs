@@ -230,6 +230,9 @@ impl<'a> Generator<'a> {
             "ctx" => remark,
             _ => "",
         });
+        if ["8", "11-", "18-"].iter().any(|number| who.starts_with(number)) {
+            text = text.replace(&format!(" a {who}"), &format!(" an {who}"));
+        }
         if draw.chance(settings.misspelled_share) {
             text = with_slips(&text, draw);
         }

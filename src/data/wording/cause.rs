@@ -24,7 +24,7 @@ pub(crate) struct Causes {
 enum Wordings {
     Listed { nouns: Vec<&'static str>, verbs: Vec<&'static str> },
     Transport(Transport),
-    Described(String),
+    Described(Cause),
 }
 
 /// The parts of "VICTIM injured in collision with COUNTERPART in traffic accident".
@@ -235,7 +235,7 @@ impl Causes {
                     },
                     None => match Transport::parse(&lower_case(description)) {
                         Some(transport) => Wordings::Transport(transport),
-                        None => Wordings::Described(own_description(description)?),
+                        None => Wordings::Described(as_cause(own_description(description)?)),
                     },
                 };
                 Some((node, wordings))
@@ -256,7 +256,7 @@ impl Causes {
                 Cause { noun: draw.word(nouns).to_owned(), verb: draw.pick(verbs).map(|verb| (*verb).to_owned()) }
             }
             Wordings::Transport(transport) => transport.word(draw),
-            Wordings::Described(noun) => Cause { noun: noun.clone(), verb: None },
+            Wordings::Described(cause) => cause.clone(),
         })
     }
 }
@@ -311,6 +311,18 @@ impl Transport {
                 }
             }
         }
+    }
+}
+
+/// A description as a cause: "bitten by rat" is something that was done to somebody.
+fn as_cause(text: String) -> Cause {
+    const DONE: &[&str] = &["bitten ", "struck ", "scratched ", "crushed ", "pecked ", "caught ", "hit "];
+    if DONE.iter().any(|word| text.starts_with(word)) {
+        Cause { noun: format!("being {text}"), verb: Some(format!("was {text}")) }
+    } else if text.starts_with("fall ") {
+        Cause { noun: format!("a {text}"), verb: Some(format!("had a {text}")) }
+    } else {
+        Cause { noun: text, verb: None }
     }
 }
 

@@ -154,7 +154,12 @@ pub(super) fn with_articles(text: &str) -> String {
     let is_countable = head.rsplit(' ').next().is_some_and(|noun| COUNTABLE.contains(&noun));
     let mut out = String::with_capacity(text.len() + 16);
     if is_countable && !head.starts_with("multiple") {
-        out.push_str(if sounds_like_a_vowel(head) { "an " } else { "a " });
+        out.push_str(match head {
+            // "Another fracture" would be a second one.
+            _ if head.starts_with("other ") => "",
+            _ if sounds_like_a_vowel(head) => "an ",
+            _ => "a ",
+        });
     }
     for (idx, part) in text.split(" of ").enumerate() {
         if idx > 0 {
@@ -235,6 +240,7 @@ mod tests {
         let text = with_side_last("pain in right knee", &mut draw);
         assert!(text.starts_with("pain in knee") && text.contains("right"), "{text}");
         assert_eq!(with_articles("ACL sprain"), "an ACL sprain");
+        assert_eq!(with_articles("other fracture of foot"), "other fracture of foot");
         assert_eq!(with_articles("unspecified fracture of foot"), "an unspecified fracture of foot");
         assert_eq!(with_articles("fracture of shaft of right tibia"), "a fracture of the shaft of the right tibia");
     }
