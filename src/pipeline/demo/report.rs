@@ -88,7 +88,7 @@ impl DemoReport {
         );
         for sample in &self.samples {
             let mark = if sample.output == sample.expected { "right" } else { "wrong" };
-            let _ = writeln!(text, "  {mark}  {}  (expected {})", sample.output, sample.expected);
+            let _ = writeln!(text, "  {mark}  {}  (expected {})", one_line(&sample.output), sample.expected);
         }
         let total: f64 = self.seconds.iter().map(|(_, seconds)| seconds).sum();
         let steps: Vec<String> = self.seconds.iter().map(|(name, seconds)| format!("{name} {seconds:.0} s")).collect();
@@ -97,6 +97,15 @@ impl DemoReport {
             let _ = writeln!(text, "Peak memory: {:.2} GB", bytes as f64 / 1e9);
         }
         text
+    }
+}
+
+/// An answer on one line, cut where it would not fit; an untrained model may say anything.
+fn one_line(answer: &str) -> String {
+    let line = answer.split_whitespace().collect::<Vec<_>>().join(" ");
+    match line.char_indices().nth(80) {
+        Some((end, _)) => format!("{}...", &line[..end]),
+        None => line,
     }
 }
 
