@@ -84,8 +84,8 @@ impl Lora {
 
     /// Applies the layer to `x` `[tokens, in]`, giving `[tokens, out]` in the type of `x`.
     ///
-    /// `norm` is [`dora_norm`] of the same parameters, used by DoRA only. Dropout draws from libtorch's generator, so
-    /// a caller that repeats a forward pass seeds it alike. With dropout in training DoRA runs the base layer on the
+    /// `norm` is [`dora_norm`] of the same parameters, used by DoRA only. `dropout` draws the elements of `x` that the
+    /// adapter does not see; `None` in evaluation. With dropout DoRA runs the base layer on the
     /// dropped input a second time, as the reference does: `W x + b + (g - 1) W d(x) + g s B A d(x)`.
     ///
     /// # Errors
@@ -96,11 +96,18 @@ impl Lora {
         weight: &Tensor,
         bias: Option<&Tensor>,
         norm: Option<&Tensor>,
-        is_training: bool,
+        dropout: Option<Rng>,
     ) -> Result<Tensor> {
         let kind = x.f_kind()?;
-        let drops = is_training && self.dropout > 0.0;
-        let dropped = if drops { x.f_dropout(self.dropout, true)? } else { x.shallow_clone() };
+        let mask = match dropout {
+            Some(mut rng) if self.dropout > 0.0 => Some(rng.dropout_mask(&x.size(), self.dropout)?),
+            _ => None,
+        };
+        let drops = mask.is_some();
+        let dropped = match mask {
+            Some(mask) => x.f_mul(&mask.f_to_device(x.device())?.f_to_kind(kind)?)?,
+            None => x.shallow_clone(),
+        };
         let low_rank = |x: &Tensor| -> Result<Tensor> {
             let inner = x.f_linear(&self.lora_a.f_to_kind(kind)?, None::<&Tensor>)?;
             Ok(inner.f_linear(&self.lora_b.f_to_kind(kind)?, None::<&Tensor>)?.f_mul_scalar(self.scaling)?)
@@ -217,7 +224,7 @@ mod tests {
         for use_dora in [false, true] {
             let (lora, weight, x, bias) = adapter(use_dora, 0.0);
             let norm = dora_norm(&lora, &weight, &row_norms_squared(&weight).unwrap()).unwrap();
-            let y = lora.forward(&x, &weight, Some(&bias), Some(&norm), true).unwrap();
+            let y = lora.forward(&x, &weight, Some(&bias), Some(&norm), Some(Rng::named(1, "dropout"))).unwrap();
             let merged = x.linear(&lora.merged(&weight).unwrap(), Some(&bias));
             assert!(max_difference(&y.detach(), &merged) < 1e-5);
             assert!(max_difference(&y.detach(), &x.linear(&weight, Some(&bias))) > 0.1, "the adapter does nothing");
@@ -229,7 +236,7 @@ mod tests {
         // p so near 1 that everything is dropped: only the base layer and its bias are left.
         let (lora, weight, x, bias) = adapter(true, 1.0 - 1e-9);
         let norm = dora_norm(&lora, &weight, &row_norms_squared(&weight).unwrap()).unwrap();
-        let y = lora.forward(&x, &weight, Some(&bias), Some(&norm), true).unwrap();
+        let y = lora.forward(&x, &weight, Some(&bias), Some(&norm), Some(Rng::named(1, "dropout"))).unwrap();
         assert!(max_difference(&y.detach(), &x.linear(&weight, Some(&bias))) < 1e-6);
     }
 }

@@ -19,14 +19,14 @@ pub struct Block {
 }
 
 impl Block {
-    /// Applies the block to `x` `[tokens, hidden]`.
+    /// Applies the block to `x` `[tokens, hidden]`. A seed turns dropout on; the same seed drops the same elements.
     pub(super) fn forward(
         &mut self,
         config: &Config,
         x: &Tensor,
         rotation: &Rotation,
         context: &mut Context<'_>,
-        is_training: bool,
+        dropout_seed: Option<u64>,
         workspace: &mut Workspace,
     ) -> Result<Tensor> {
         let [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj] = &mut self.projections;
@@ -34,16 +34,16 @@ impl Block {
         let heads = |x: Tensor, n_heads: i64| x.f_view([tokens, n_heads, config.head_dim]);
 
         let normed = rms_norm(x, &self.input_layernorm, config.rms_norm_eps)?;
-        let q = heads(q_proj.forward(&normed, is_training, workspace)?, config.num_attention_heads)?;
-        let k = heads(k_proj.forward(&normed, is_training, workspace)?, config.num_key_value_heads)?;
-        let v = heads(v_proj.forward(&normed, is_training, workspace)?, config.num_key_value_heads)?;
+        let q = heads(q_proj.forward(&normed, dropout_seed, workspace)?, config.num_attention_heads)?;
+        let k = heads(k_proj.forward(&normed, dropout_seed, workspace)?, config.num_key_value_heads)?;
+        let v = heads(v_proj.forward(&normed, dropout_seed, workspace)?, config.num_key_value_heads)?;
         let attended = attend(context, &rotation.apply(&q)?, &rotation.apply(&k)?, &v)?;
-        let x = x.f_add(&o_proj.forward(&attended, is_training, workspace)?)?;
+        let x = x.f_add(&o_proj.forward(&attended, dropout_seed, workspace)?)?;
 
         let normed = rms_norm(&x, &self.post_attention_layernorm, config.rms_norm_eps)?;
-        let gate = gate_proj.forward(&normed, is_training, workspace)?.f_silu()?;
-        let up = up_proj.forward(&normed, is_training, workspace)?;
-        Ok(x.f_add(&down_proj.forward(&gate.f_mul(&up)?, is_training, workspace)?)?)
+        let gate = gate_proj.forward(&normed, dropout_seed, workspace)?.f_silu()?;
+        let up = up_proj.forward(&normed, dropout_seed, workspace)?;
+        Ok(x.f_add(&down_proj.forward(&gate.f_mul(&up)?, dropout_seed, workspace)?)?)
     }
 
     /// The block's own weights below its path, dense ones only: norms, then weights and biases.

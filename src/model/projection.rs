@@ -7,6 +7,7 @@ use tch::{Kind, Tensor, no_grad};
 use super::Result;
 use crate::adapter::{Lora, dora_norm, row_norms_squared};
 use crate::quant::Nf4;
+use crate::tensor::Rng;
 
 /// The weight of a linear layer, `[out, in]`.
 #[derive(Debug)]
@@ -94,11 +95,11 @@ impl Projection {
         }
     }
 
-    /// Applies the layer to `x` `[tokens, in]`, giving `[tokens, out]`.
+    /// Applies the layer to `x` `[tokens, in]`, giving `[tokens, out]`. A seed turns the adapter's dropout on.
     ///
     /// # Errors
     /// When shapes do not fit or memory is short.
-    pub fn forward(&mut self, x: &Tensor, is_training: bool, workspace: &mut Workspace) -> Result<Tensor> {
+    pub fn forward(&mut self, x: &Tensor, dropout_seed: Option<u64>, workspace: &mut Workspace) -> Result<Tensor> {
         let weight = self.weight(x.f_kind()?, workspace)?;
         let Some(adapter) = &mut self.adapter else {
             return Ok(x.f_linear(&weight, self.bias.as_ref())?);
@@ -106,6 +107,7 @@ impl Projection {
         if let (None, Some(squared)) = (&adapter.norm, &adapter.weight_squared) {
             adapter.norm = Some(dora_norm(&adapter.lora, &weight, squared)?);
         }
-        Ok(adapter.lora.forward(x, &weight, self.bias.as_ref(), adapter.norm.as_ref(), is_training)?)
+        let dropout = dropout_seed.map(|seed| Rng::named(seed, self.name));
+        Ok(adapter.lora.forward(x, &weight, self.bias.as_ref(), adapter.norm.as_ref(), dropout)?)
     }
 }

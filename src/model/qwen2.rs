@@ -68,6 +68,7 @@ impl Qwen2 {
     }
 
     /// Applies one block to packed records, `x` `[tokens, hidden]`. With gradients on, the result has a graph.
+    /// A seed turns dropout on; the same seed drops the same elements.
     ///
     /// # Errors
     /// When shapes do not fit or memory is short.
@@ -77,9 +78,9 @@ impl Qwen2 {
         x: &Tensor,
         rotation: &Rotation,
         packed: &Packed,
-        is_training: bool,
+        dropout_seed: Option<u64>,
     ) -> Result<Tensor> {
-        self.visit(idx, x, rotation, &mut Context::Packed(packed), is_training)
+        self.visit(idx, x, rotation, &mut Context::Packed(packed), dropout_seed)
     }
 
     fn visit(
@@ -88,9 +89,9 @@ impl Qwen2 {
         x: &Tensor,
         rotation: &Rotation,
         context: &mut Context<'_>,
-        is_training: bool,
+        dropout_seed: Option<u64>,
     ) -> Result<Tensor> {
-        self.blocks[idx].forward(&self.config, x, rotation, context, is_training, &mut self.workspace)
+        self.blocks[idx].forward(&self.config, x, rotation, context, dropout_seed, &mut self.workspace)
     }
 
     /// The final norm, `[n, hidden]`.
@@ -110,7 +111,7 @@ impl Qwen2 {
             let rotation = self.rotation(&packed.positions)?;
             let mut x = self.embed(&packed.ids)?;
             for idx in 0..self.blocks.len() {
-                x = self.run_block(idx, &x, &rotation, packed, false)?;
+                x = self.run_block(idx, &x, &rotation, packed, None)?;
             }
             Ok(x)
         })
@@ -138,7 +139,7 @@ impl Qwen2 {
             let mut x = self.embed(&packed.ids)?;
             for idx in 0..self.blocks.len() {
                 let mut context = Context::Prefill(packed, lens, &mut cache.layers[idx]);
-                x = self.visit(idx, &x, &rotation, &mut context, false)?;
+                x = self.visit(idx, &x, &rotation, &mut context, None)?;
             }
             cache.lengths = lens.to_vec();
             let last: Vec<i64> = lens
@@ -164,7 +165,7 @@ impl Qwen2 {
             let mut x = self.embed(ids)?;
             for idx in 0..self.blocks.len() {
                 let mut context = Context::Decode(&step, &mut cache.layers[idx]);
-                x = self.visit(idx, &x, &rotation, &mut context, false)?;
+                x = self.visit(idx, &x, &rotation, &mut context, None)?;
             }
             self.logits(&x)
         })

@@ -54,6 +54,18 @@ impl Rng {
         Ok(Tensor::f_from_slice(&draws)?.f_reshape(shape)?)
     }
 
+    /// A dropout mask: an f32 CPU tensor whose elements are 0 with probability `p`, else `1 / (1 - p)`.
+    ///
+    /// # Errors
+    /// When the tensor cannot be allocated.
+    pub fn dropout_mask(&mut self, shape: &[i64], p: f64) -> Result<Tensor> {
+        let dropped_below = (p * f64::from(u32::MAX)) as u32;
+        let kept = (1.0 / (1.0 - p)) as f32;
+        let mask: Vec<f32> =
+            (0..numel(shape)).map(|_| if self.0.next_u32() < dropped_below { 0.0 } else { kept }).collect();
+        Ok(Tensor::f_from_slice(&mask)?.f_reshape(shape)?)
+    }
+
     /// An f32 CPU tensor drawn from a normal distribution with mean 0 (Box-Muller).
     ///
     /// # Errors
@@ -92,6 +104,16 @@ mod tests {
         assert_eq!(t.size(), [101, 99]);
         let (mean, std) = (t.mean(tch::Kind::Float).double_value(&[]), t.std(true).double_value(&[]));
         assert!(mean.abs() < 0.02 && (std - 0.5).abs() < 0.02, "mean {mean}, std {std}");
+    }
+
+    #[test]
+    fn a_dropout_mask_drops_its_share_and_keeps_the_mean() {
+        let mask = Rng::named(8, "mask").dropout_mask(&[200, 300], 0.1).unwrap();
+        let share = 1.0 - mask.count_nonzero(None).double_value(&[]) / 60_000.0;
+        let mean = mask.mean(tch::Kind::Float).double_value(&[]);
+        // Five standard deviations of a share of 60,000 draws.
+        assert!((share - 0.1).abs() < 0.0062 && (mean - 1.0).abs() < 0.007, "share {share}, mean {mean}");
+        assert_eq!(mask.max().double_value(&[]), f64::from((1.0 / 0.9) as f32));
     }
 
     #[test]

@@ -132,16 +132,14 @@ pub fn backward(
 ) -> Result<Vec<f32>> {
     let placed = Placed::new(model, batch)?;
     let Placed { packed, rows, targets } = &placed;
-    let seed_block =
-        |idx: usize| tch::manual_seed((dropout_seed.wrapping_add(idx as u64) & 0x7fff_ffff_ffff_ffff) as i64);
+    let seed_of = |idx: usize| Some(dropout_seed.wrapping_add(idx as u64));
     let n_blocks = model.blocks.len();
     let rotation = model.rotation(&packed.positions)?;
     let mut inputs = Vec::with_capacity(n_blocks);
     let last = no_grad(|| -> Result<Tensor> {
         let mut x = model.embed(&packed.ids)?;
         for idx in 0..n_blocks {
-            seed_block(idx);
-            let y = model.run_block(idx, &x, &rotation, packed, true)?;
+            let y = model.run_block(idx, &x, &rotation, packed, seed_of(idx))?;
             inputs.push(std::mem::replace(&mut x, y));
         }
         Ok(x)
@@ -180,8 +178,7 @@ pub fn backward(
         let Some(input) = inputs.pop() else { break };
         let needs_input = idx > 0 || embedding.is_some();
         let x = input.f_detach()?.f_set_requires_grad(needs_input)?;
-        seed_block(idx);
-        let y = model.run_block(idx, &x, &rotation, packed, true)?;
+        let y = model.run_block(idx, &x, &rotation, packed, seed_of(idx))?;
         let own: Vec<usize> = (0..parameters.len()).filter(|&p| parameters[p].block == Some(idx)).collect();
         let mut leaves: Vec<Tensor> = own.iter().map(|&p| parameters[p].tensor.shallow_clone()).collect();
         if needs_input {
@@ -295,7 +292,7 @@ mod tests {
         let rotation = model.rotation(&placed.packed.positions).unwrap();
         let mut x = model.embed(&placed.packed.ids).unwrap();
         for idx in 0..model.blocks.len() {
-            x = model.run_block(idx, &x, &rotation, &placed.packed, true).unwrap();
+            x = model.run_block(idx, &x, &rotation, &placed.packed, Some(0)).unwrap();
             // The workspace's buffers are reused by the next block, which one graph over all of them cannot bear.
             model.forget_workspace();
         }

@@ -22,7 +22,7 @@ fn check(name: &str) {
         let mut x = model.embed(&packed.ids).unwrap();
         close("hidden.embed", &x);
         for idx in 0..model.blocks.len() {
-            x = model.run_block(idx, &x, &rotation, &packed, false).unwrap();
+            x = model.run_block(idx, &x, &rotation, &packed, None).unwrap();
             close(&format!("hidden.{idx}"), &x);
         }
         close("hidden.norm", &model.final_norm(&x).unwrap());

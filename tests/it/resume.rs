@@ -94,7 +94,8 @@ fn a_resumed_run_ends_with_the_same_bytes() {
     std::fs::remove_dir_all(&last).unwrap();
     let before = newest(cut.path()).unwrap().unwrap();
     assert!(before.ends_with("checkpoint-8"), "{} after {}", before.display(), last.display());
-    assert_eq!(train(cut.path(), &Stop::default(), true, 1e-2).unwrap(), expected);
+    // Whole tensors would drown the message.
+    assert!(train(cut.path(), &Stop::default(), true, 1e-2).unwrap() == expected, "the adapters differ");
 
     let log = |dir: &Path| -> Vec<serde_json::Value> {
         let text = std::fs::read_to_string(dir.join("metrics.jsonl")).unwrap();
@@ -117,7 +118,7 @@ fn a_stop_writes_a_checkpoint_and_says_how_to_go_on() {
     assert!(matches!(error, Error::Stopped(_)));
     assert!(newest(dir.path()).unwrap().unwrap().ends_with("checkpoint-0"));
     let expected = train(tempfile::tempdir().unwrap().path(), &Stop::default(), false, 1e-2).unwrap();
-    assert_eq!(train(dir.path(), &Stop::default(), true, 1e-2).unwrap(), expected);
+    assert!(train(dir.path(), &Stop::default(), true, 1e-2).unwrap() == expected, "the adapters differ");
 }
 
 #[test]
