@@ -1,6 +1,7 @@
 //! Integration tests, one binary: a module per subject.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
+mod cli;
 mod codes;
 mod config;
 mod data;
