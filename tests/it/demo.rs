@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use axismapper::diag::Diagnostic;
 use axismapper::pipeline::{DemoReport, DemoRequest, DemoSettings, Error, run_demo};
 use axismapper::stop::Stop;
 use axismapper::track::Console;
@@ -69,7 +70,7 @@ fn a_stopped_demo_goes_on_and_ends_with_the_same_bytes() {
     stop.request();
     let stopped = run(cut.path(), &stop).unwrap_err();
     assert!(stopped.to_string().contains("stopped on request"), "{stopped}");
-    // Stopped between steps: the last finished one is the base model.
+    assert!(stopped.hint().unwrap().contains("run the same command again"));
     run(cut.path(), &Stop::default()).unwrap();
 
     let mut paths = Vec::new();

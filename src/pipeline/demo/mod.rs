@@ -18,9 +18,13 @@ use std::path::Path;
 use tch::Device;
 
 use super::Error;
+use crate::decode;
+use crate::eval;
+use crate::export;
 use crate::fsio;
-use crate::stop::Stop;
+use crate::stop::{Stop, Stopped};
 use crate::track::Console;
+use crate::train;
 
 use ledger::Ledger;
 
@@ -37,6 +41,24 @@ pub struct DemoRequest<'a> {
 /// # Errors
 /// When a step fails or a stop is requested; finished steps are kept.
 pub fn run_demo(request: &DemoRequest<'_>, console: &Console, stop: &Stop) -> Result<DemoReport, Error> {
+    run_steps(request, console, stop).map_err(with_way_on)
+}
+
+/// A stop anywhere in the demo is mended alike: the ledger and the stages' checkpoints know where to go on.
+fn with_way_on(error: Error) -> Error {
+    match error {
+        Error::Stopped(stopped)
+        | Error::Train(train::Error::Stopped(stopped))
+        | Error::Export(export::Error::Stopped(stopped))
+        | Error::Eval(eval::Error::Decode(decode::Error::Stopped(stopped))) => {
+            let resume = "what is finished is kept; run the same command again to go on".to_owned();
+            Error::Stopped(Stopped { resume: Some(resume), ..stopped })
+        }
+        other => other,
+    }
+}
+
+fn run_steps(request: &DemoRequest<'_>, console: &Console, stop: &Stop) -> Result<DemoReport, Error> {
     let mut ledger = Ledger::open(request.out, request.settings)?;
     let stage = steps::Steps { request, console, stop };
     let release = ledger.timed("codes", || stage.codes())?;
