@@ -71,9 +71,7 @@ impl Diagnostic for Error {
         match self {
             Self::NotACode { .. } => Some("codes look like `I10`, `E11.9` or `S82.201A`".into()),
             Self::File(error) => error.hint(),
-            Self::Torn { .. } => {
-                Some("download the file again; `axismapper codes fetch` does so and verifies what it got".into())
-            }
+            Self::Torn { .. } => Some("download the file again, from the NCHS or CMS page of the release".into()),
             Self::Foreign { .. } => Some(
                 "pass the tabular list of CMS or NCHS (XML, .gz or the .zip as downloaded), \
                  or the codes.json that `axismapper codes build` writes"
