@@ -8,7 +8,7 @@ use tch::Tensor;
 
 use super::{Error, Result, Settings};
 use crate::fsio;
-use crate::tensor::{Checkpoint, save as save_tensors};
+use crate::tensor::{Checkpoint, pytorch_metadata, save as save_tensors};
 
 /// Every tensor name in a PEFT file starts with this.
 pub const PREFIX: &str = "base_model.model.";
@@ -76,11 +76,10 @@ pub fn save<'a>(
 ) -> Result<()> {
     let named: Vec<(String, &Tensor)> =
         tensors.into_iter().map(|(name, tensor)| (format!("{PREFIX}{name}"), tensor)).collect();
-    let metadata = [("format".to_owned(), "pt".to_owned())].into();
     save_tensors(
         &dir.join("adapter_model.safetensors"),
         named.iter().map(|(name, tensor)| (name.as_str(), *tensor)),
-        Some(metadata),
+        Some(pytorch_metadata()),
     )?;
     let mut config = json!({
         "peft_type": "LORA",

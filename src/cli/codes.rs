@@ -10,9 +10,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Subcommand};
-use serde::Serialize;
 
-use super::write_line;
 use crate::codes::{self, Release};
 use crate::diag::{Diagnostic, Failure};
 
@@ -91,12 +89,6 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
         Command::Search(args) => search::run(args, out),
         Command::Diff(args) => diff::run(args, out),
     }
-}
-
-/// Writes a value as one line of JSON.
-fn write_json(out: &mut dyn Write, value: &impl Serialize) -> Result<(), Failure> {
-    // These values have string keys and no custom serializers that fail.
-    write_line(out, &serde_json::to_string(value).unwrap_or_default())
 }
 
 /// `74,719`.

@@ -7,7 +7,7 @@ use clap::{Args as ClapArgs, Subcommand, ValueEnum};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::write_line;
+use super::{json_line, write_indented_json, write_line};
 use crate::codes::{Code, Release};
 use crate::data;
 use crate::data::build::{BuildSettings, build, write_pairs, write_scenarios, write_splits};
@@ -270,7 +270,7 @@ fn run_generate(args: &GenerateArgs, console: &Console, stop: &Stop, out: &mut d
         let wording = Wording::new(&release);
         let generator = Generator::new(&release, &wording, settings.clone())?;
         for idx in 0..settings.n_records.min(5) {
-            write_line(out, &json(&generator.record(idx), false)?)?;
+            write_line(out, &json_line(&generator.record(idx))?)?;
         }
         return Ok(());
     }
@@ -350,14 +350,13 @@ fn run_validate(args: &ValidateArgs, out: &mut dyn Write) -> Result<(), Failure>
     }
     fsio::write_jsonl(&args.out, &kept)?;
     if let Some(path) = &args.rejected {
-        let lines =
-            malformed.iter().map(|raw| json(raw, false)).chain(rejected.iter().map(|record| json(record, false)));
+        let lines = malformed.iter().map(json_line).chain(rejected.iter().map(json_line));
         let lines = lines.collect::<Result<Vec<String>, _>>()?;
         fsio::write_atomic(path, |file| lines.iter().try_for_each(|line| writeln!(file, "{line}")))?;
     }
     let mut summary = format!("{} of {} records kept", report.n_kept, report.n_read);
     for (reason, n) in &report.dropped {
-        summary.push_str(&format!("\n  {n} dropped: {}", json(reason, false)?.trim_matches('"').replace('_', " ")));
+        summary.push_str(&format!("\n  {n} dropped: {}", json_line(reason)?.trim_matches('"').replace('_', " ")));
     }
     tell(out, args.json, &report, &summary)
 }
@@ -390,7 +389,7 @@ fn run_pairs(args: &PairsArgs, out: &mut dyn Write) -> Result<(), Failure> {
     let (train, val) = write_pairs(&release, &splits, &settings, &args.out_dir)?;
     let mut summary = format!("{} pairs to train on, {} to validate", train.n_pairs, val.n_pairs);
     for (flaw, n) in &train.by_flaw {
-        summary.push_str(&format!("\n  {n} {}", json(flaw, false)?.trim_matches('"').replace('_', " ")));
+        summary.push_str(&format!("\n  {n} {}", json_line(flaw)?.trim_matches('"').replace('_', " ")));
     }
     #[derive(Serialize)]
     struct Both<T> {
@@ -462,12 +461,7 @@ fn parse_code(text: &str) -> Result<Code, String> {
     Code::parse_lenient(text).map_err(|error| error.to_string())
 }
 
-fn json(value: &impl Serialize, is_indented: bool) -> Result<String, fsio::Error> {
-    let text = if is_indented { serde_json::to_string_pretty(value) } else { serde_json::to_string(value) };
-    text.map_err(|error| fsio::Error::BadFile { path: "report".into(), message: error.to_string() })
-}
-
 /// Writes the report: as JSON when asked for, else its summary.
 fn tell(out: &mut dyn Write, as_json: bool, report: &impl Serialize, summary: &str) -> Result<(), Failure> {
-    if as_json { write_line(out, &json(report, true)?) } else { write_line(out, summary) }
+    if as_json { write_indented_json(out, report) } else { write_line(out, summary) }
 }

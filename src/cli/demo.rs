@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args as ClapArgs;
 
-use super::{device, write_line};
+use super::{device, write_indented_json, write_line};
 use crate::diag::Failure;
 use crate::pipeline::{DemoRequest, DemoSettings, run_demo};
 use crate::stop::Stop;
@@ -41,9 +41,7 @@ pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> 
     let request = DemoRequest { out: &args.out, settings: &settings, device: device::parse(&args.device)? };
     let report = run_demo(&request, console, stop)?;
     if args.json {
-        let text = serde_json::to_string_pretty(&report)
-            .map_err(|error| crate::fsio::Error::BadFile { path: "report".into(), message: error.to_string() })?;
-        return write_line(out, &text);
+        return write_indented_json(out, &report);
     }
     write_line(out, report.to_text().trim_end())?;
     let merged = args.out.join("merged");

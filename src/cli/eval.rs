@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use clap::Args as ClapArgs;
 
+use super::codes::ReleaseArgs;
 use super::model::{ModelArgs, load_model};
-use super::write_line;
-use crate::codes::Release;
+use super::{write_indented_json, write_line};
 use crate::diag::Failure;
 use crate::eval::{Answer, TARGETS, answers, evaluate, stage_table};
 use crate::fsio;
@@ -26,9 +26,8 @@ pub struct Args {
     /// Stored answers instead of a model: {"expected": "A, B", "output": "raw text"}
     #[arg(long, value_name = "FILE", conflicts_with_all = ["data", "model", "adapter"])]
     predictions: Option<PathBuf>,
-    /// The billable codes, instead of the built-in release
-    #[arg(long, value_name = "FILE")]
-    codes: Option<PathBuf>,
+    #[command(flatten)]
+    release: ReleaseArgs,
     /// Folder for report.json and predictions.jsonl
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -45,10 +44,7 @@ pub struct Args {
 /// # Errors
 /// When a file or the model cannot be read, or a stop is requested.
 pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> Result<(), Failure> {
-    let release = match &args.codes {
-        Some(path) => Release::load(path)?,
-        None => Release::builtin()?,
-    };
+    let release = args.release.load()?;
     let answered: Vec<Answer> = match (&args.predictions, &args.data) {
         (Some(path), _) => fsio::read_jsonl(path)?,
         (None, data) => from_model(args, data.as_deref().unwrap_or(Path::new("-")), console, stop)?,
@@ -59,9 +55,7 @@ pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> 
         fsio::write_jsonl(&dir.join("predictions.jsonl"), &answered)?;
     }
     if args.json {
-        let text = serde_json::to_string_pretty(&report)
-            .map_err(|error| fsio::Error::BadFile { path: "report".into(), message: error.to_string() })?;
-        return write_line(out, &text);
+        return write_indented_json(out, &report);
     }
     write_line(out, stage_table(&[("result", &report)], &TARGETS).trim_end())?;
     write_line(out, &format!("{} records, codes of {}", answered.len(), release.name()))

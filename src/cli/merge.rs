@@ -10,7 +10,7 @@ use super::write_line;
 use crate::diag::Failure;
 use crate::export::{MergeRequest, Onto, merge};
 use crate::fsio;
-use crate::pipeline;
+use crate::pipeline::require_folder;
 use crate::stop::Stop;
 use crate::text::Tokenizer;
 use crate::track::Console;
@@ -66,11 +66,8 @@ fn parse_size(text: &str) -> Result<u64, String> {
 /// # Errors
 /// When a folder is missing, the adapter does not fit the base, or writing fails.
 pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> Result<(), Failure> {
-    for (what, path) in [("model", &args.model), ("adapter", &args.adapter)] {
-        if !path.is_dir() {
-            return Err(pipeline::Error::NoFolder { what, path: path.clone() }.into());
-        }
-    }
+    require_folder("model", &args.model)?;
+    require_folder("adapter", &args.adapter)?;
     let tokenizer = Tokenizer::load(&args.model)?;
     let request = MergeRequest {
         base: &args.model,

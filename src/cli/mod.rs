@@ -14,8 +14,10 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use serde::Serialize;
 
 use crate::diag::Failure;
+use crate::fsio;
 use crate::stop::Stop;
 use crate::track::Console;
 
@@ -47,7 +49,7 @@ pub fn main() -> ExitCode {
     let stop = Stop::default();
     install_signal_handler(&stop);
     let mut out = io::stdout().lock();
-    let outcome = run(cli, &stop, &mut out).and_then(|()| flush(&mut out));
+    let outcome = run(cli, &stop, &mut out).and_then(|()| written(out.flush()));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -73,19 +75,33 @@ fn run(cli: Cli, stop: &Stop, out: &mut dyn Write) -> Result<(), Failure> {
 
 /// Writes a line of the result.
 fn write_line(out: &mut dyn Write, line: &str) -> Result<(), Failure> {
-    match writeln!(out, "{line}") {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(crate::fsio::Error::io("write to", "stdout".as_ref())(error).into())
-        }
-        _ => Ok(()),
-    }
+    written(writeln!(out, "{line}"))
+}
+
+/// Writes a value as one line of JSON.
+fn write_json(out: &mut dyn Write, value: &impl Serialize) -> Result<(), Failure> {
+    write_line(out, &json_line(value)?)
+}
+
+/// A value as one line of JSON.
+fn json_line(value: &impl Serialize) -> Result<String, fsio::Error> {
+    serde_json::to_string(value).map_err(unwritable)
+}
+
+/// Writes a value as indented JSON.
+fn write_indented_json(out: &mut dyn Write, value: &impl Serialize) -> Result<(), Failure> {
+    write_line(out, &serde_json::to_string_pretty(value).map_err(unwritable)?)
+}
+
+fn unwritable(error: serde_json::Error) -> fsio::Error {
+    fsio::Error::BadFile { path: "report".into(), message: error.to_string() }
 }
 
 /// A reader that has seen enough (`axismapper ... | head`) is not a failure.
-fn flush(out: &mut dyn Write) -> Result<(), Failure> {
-    match out.flush() {
+fn written(outcome: io::Result<()>) -> Result<(), Failure> {
+    match outcome {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(crate::fsio::Error::io("write to", "stdout".as_ref())(error).into())
+            Err(fsio::Error::io("write to", "stdout".as_ref())(error).into())
         }
         _ => Ok(()),
     }

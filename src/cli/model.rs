@@ -9,7 +9,7 @@ use super::device;
 use crate::adapter;
 use crate::diag::{Diagnostic, Failure};
 use crate::model::{self, Quantization, Qwen2};
-use crate::pipeline;
+use crate::pipeline::require_folder;
 use crate::tensor::Placement;
 use crate::text::Tokenizer;
 
@@ -63,11 +63,8 @@ impl Dtype {
 /// When no model is named, a folder is missing, or its files do not fit together.
 pub fn load_model(args: &ModelArgs) -> Result<(Qwen2, Tokenizer), Failure> {
     let Some(path) = &args.model else { return Err(NoModel.into()) };
-    for (what, path) in [("model", Some(path)), ("adapter", args.adapter.as_ref())] {
-        if let Some(path) = path.filter(|path| !path.is_dir()) {
-            return Err(pipeline::Error::NoFolder { what, path: path.clone() }.into());
-        }
-    }
+    require_folder("model", path)?;
+    args.adapter.iter().try_for_each(|path| require_folder("adapter", path))?;
     let placement = Placement { device: device::parse(&args.device)?, dtype: args.dtype.kind() };
     let quantization = match args.quant {
         Quant::Nf4 => Quantization::Nf4,

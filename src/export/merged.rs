@@ -13,7 +13,7 @@ use crate::fsio;
 use crate::model::{Config, save_configs};
 use crate::quant::Nf4;
 use crate::stop::Stop;
-use crate::tensor::{Checkpoint, save};
+use crate::tensor::{Checkpoint, pytorch_metadata, save};
 
 /// Which base weights the adapter is merged into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -93,8 +93,7 @@ pub fn merge(request: &MergeRequest<'_>, stop: &Stop, mut merged_tensor: impl Fn
             merged_tensor(1);
         }
         let path = out.join(file_name(idx));
-        let metadata = [("format".to_owned(), "pt".to_owned())].into();
-        save(&path, tensors.iter().map(|(name, tensor)| (*name, tensor)), Some(metadata))?;
+        save(&path, tensors.iter().map(|(name, tensor)| (*name, tensor)), Some(pytorch_metadata()))?;
         weight_map.extend(names.iter().map(|name| (name.clone(), file_name(idx))));
         result.size_bytes += tensors.iter().map(|(_, t)| (t.numel() * dtype.elt_size_in_bytes()) as u64).sum::<u64>();
         result.shards.push(path);

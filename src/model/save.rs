@@ -7,19 +7,18 @@ use tch::Kind;
 
 use super::{Config, Qwen2, Result};
 use crate::fsio;
-use crate::tensor::save as save_tensors;
+use crate::tensor::{pytorch_metadata, save as save_tensors};
 
 /// Writes `config.json`, `generation_config.json` and `model.safetensors` of a dense model.
 ///
 /// # Errors
 /// When a file cannot be written.
 pub fn save(model: &Qwen2, dir: &Path, end_token: u32, pad_token: u32) -> Result<()> {
-    let metadata = [("format".to_owned(), "pt".to_owned())].into();
     let weights = model.dense_weights();
     save_tensors(
         &dir.join("model.safetensors"),
         weights.iter().map(|(name, tensor)| (name.as_str(), *tensor)),
-        Some(metadata),
+        Some(pytorch_metadata()),
     )?;
     let dtype = match model.placement.dtype {
         Kind::BFloat16 => "bfloat16",

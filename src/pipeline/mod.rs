@@ -8,7 +8,7 @@ pub use demo::{DemoReport, DemoRequest, DemoSettings, run_demo};
 pub use records::{Loaded, Question, load_preferences, load_questions, load_sft};
 pub use stage::{StageOutcome, StageRequest, run_stage};
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::adapter;
 use crate::codes;
@@ -58,6 +58,14 @@ pub enum Error {
     CodeCount { found: usize, expected: usize },
     #[error("the folder `{}` holds a demo made with other settings", path.display())]
     OtherDemo { path: PathBuf },
+}
+
+/// Checks that a model or an adapter is a local folder; `what` names it in the message.
+///
+/// # Errors
+/// [`Error::NoFolder`].
+pub fn require_folder(what: &'static str, path: &Path) -> Result<(), Error> {
+    if path.is_dir() { Ok(()) } else { Err(Error::NoFolder { what, path: path.to_owned() }) }
 }
 
 impl Diagnostic for Error {

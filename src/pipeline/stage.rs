@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use tch::{Device, Kind};
 
-use super::Error;
 use super::records::{Loaded, load_preferences, load_sft};
+use super::{Error, require_folder};
 use crate::adapter::{self, Settings, TargetModules};
 use crate::config::{self, Dtype, StageConfig};
 use crate::fsio;
@@ -44,9 +44,7 @@ pub struct StageOutcome {
 pub fn run_stage(request: &StageRequest<'_>, console: &Console, stop: &Stop) -> Result<StageOutcome, Error> {
     let config = request.config;
     let base = Path::new(&config.model.name);
-    if !base.is_dir() {
-        return Err(Error::NoFolder { what: "model", path: base.to_owned() });
-    }
+    require_folder("model", base)?;
     fsio::make_dir(request.out)?;
     let yaml = config.to_yaml()?;
     fsio::write_atomic(&request.out.join("config.yaml"), |out| out.write_all(yaml.as_bytes()))?;

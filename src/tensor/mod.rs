@@ -6,7 +6,7 @@ mod safetensors;
 
 pub use memory::{Element, Mapped, as_bytes, as_slice, as_slice_mut};
 pub use rng::Rng;
-pub use safetensors::{Checkpoint, Metadata, save};
+pub use safetensors::{Checkpoint, Metadata, pytorch_metadata, save};
 
 use std::path::PathBuf;
 

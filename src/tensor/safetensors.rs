@@ -15,6 +15,11 @@ use crate::fsio;
 /// The string metadata of a safetensors header.
 pub type Metadata = HashMap<String, String>;
 
+/// The header that says a file holds PyTorch's tensors; transformers refuses one without it.
+pub fn pytorch_metadata() -> Metadata {
+    [("format".to_owned(), "pt".to_owned())].into()
+}
+
 /// The tensors of a folder (`model.safetensors`, or shards with an index) or of one file, mapped into memory.
 #[derive(Debug)]
 pub struct Checkpoint {

@@ -12,7 +12,7 @@ use super::{Error, Result};
 use crate::adapter::{self, Settings};
 use crate::fsio;
 use crate::model::Parameter;
-use crate::tensor::{Checkpoint, save};
+use crate::tensor::{Checkpoint, pytorch_metadata, save};
 
 /// The small part of a checkpoint, `trainer_state.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -53,8 +53,11 @@ pub fn save_trained(dir: &Path, trained: Trained<'_>, parameters: &[Parameter]) 
         }
         Trained::All => {
             let named: Vec<(String, &Tensor)> = tensors.collect();
-            let metadata = [("format".to_owned(), "pt".to_owned())].into();
-            save(&dir.join(WEIGHTS_FILE), named.iter().map(|(name, tensor)| (name.as_str(), *tensor)), Some(metadata))?;
+            save(
+                &dir.join(WEIGHTS_FILE),
+                named.iter().map(|(name, tensor)| (name.as_str(), *tensor)),
+                Some(pytorch_metadata()),
+            )?;
         }
     }
     Ok(())

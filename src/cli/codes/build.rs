@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use clap::Args as ClapArgs;
 use serde_json::{Map, Value, json};
 
-use super::{grouped, write_json};
-use crate::cli::write_line;
+use super::grouped;
+use crate::cli::{write_json, write_line};
 use crate::codes::Release;
 use crate::diag::Failure;
 use crate::fsio;

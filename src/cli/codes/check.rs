@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use clap::Args as ClapArgs;
 use serde::{Deserialize, Serialize};
 
-use super::{Refused, ReleaseArgs, grouped, write_json};
-use crate::cli::write_line;
+use super::{Refused, ReleaseArgs, grouped};
+use crate::cli::{write_json, write_line};
 use crate::codes::{Check, Release, Severity, Status, Suggestion, check};
 use crate::diag::Failure;
 use crate::fsio;

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use clap::Args as ClapArgs;
 
-use super::{grouped, write_json};
-use crate::cli::write_line;
+use super::grouped;
+use crate::cli::{write_json, write_line};
 use crate::codes::{self, Deleted, Entry, Release, Renamed, diff};
 use crate::diag::Failure;
 

@@ -4,8 +4,8 @@ use std::io::Write;
 
 use clap::Args as ClapArgs;
 
-use super::{ReleaseArgs, write_json};
-use crate::cli::write_line;
+use super::ReleaseArgs;
+use crate::cli::{write_json, write_line};
 use crate::codes::{Hit, SearchIndex};
 use crate::diag::Failure;
 

@@ -5,8 +5,8 @@ use std::io::Write;
 use clap::Args as ClapArgs;
 use serde::Serialize;
 
-use super::{Refused, ReleaseArgs, write_json};
-use crate::cli::write_line;
+use super::{Refused, ReleaseArgs};
+use crate::cli::{write_json, write_line};
 use crate::codes::{Code, Notes, Release, Suggestion, nearest};
 use crate::diag::Failure;
 

@@ -18,6 +18,7 @@ use std::path::Path;
 use tch::Device;
 
 use super::Error;
+use crate::data;
 use crate::decode;
 use crate::eval;
 use crate::export;
@@ -48,6 +49,7 @@ pub fn run_demo(request: &DemoRequest<'_>, console: &Console, stop: &Stop) -> Re
 fn with_way_on(error: Error) -> Error {
     match error {
         Error::Stopped(stopped)
+        | Error::Data(data::Error::Stopped(stopped))
         | Error::Train(train::Error::Stopped(stopped))
         | Error::Export(export::Error::Stopped(stopped))
         | Error::Eval(eval::Error::Decode(decode::Error::Stopped(stopped))) => {

@@ -11,13 +11,12 @@ use super::DemoRequest;
 use crate::adapter;
 use crate::codes::Release;
 use crate::config::Dtype;
+use crate::data::build::{BuildSettings, build};
 use crate::data::corpus::{self, CorpusSettings};
-use crate::data::dedup::{DedupSettings, dedup};
-use crate::data::generate::template::{self, TemplateSettings};
-use crate::data::preference::{PairSettings, Pairs};
-use crate::data::record::{SYSTEM_PROMPT, Scenario, Text, chat_record};
-use crate::data::split::{SplitSettings, split};
-use crate::data::validate::{ValidateSettings, validate};
+use crate::data::generate::template::TemplateSettings;
+use crate::data::preference::PairSettings;
+use crate::data::record::{ChatRecord, SYSTEM_PROMPT, Text};
+use crate::data::split::SplitSettings;
 use crate::eval::{Answer, answers};
 use crate::export::{Divergence, MergeRequest, Onto, divergence, merge};
 use crate::fsio;
@@ -78,62 +77,42 @@ impl Steps<'_> {
         Ok(release)
     }
 
-    /// Generates, validates, de-duplicates, splits, and makes preference pairs of what is trained on.
+    /// Makes the data set: scenarios, validated, without duplicates, split, and paired.
     pub fn data(&self, release: &Release) -> Result<Value, Error> {
         let settings = self.request.settings;
-        let templates =
-            TemplateSettings { n_records: settings.n_scenarios, seed: settings.seed, ..TemplateSettings::demo() };
+        let build_settings = BuildSettings {
+            generate: TemplateSettings {
+                n_records: settings.n_scenarios,
+                seed: settings.seed,
+                ..TemplateSettings::demo()
+            },
+            split: SplitSettings { seed: settings.seed, ..SplitSettings::default() },
+            pairs: PairSettings { seed: settings.seed, ..PairSettings::default() },
+            ..BuildSettings::default()
+        };
         let progress = self.console.bar("scenarios", settings.n_scenarios as u64);
-        let mut scenarios = Vec::with_capacity(settings.n_scenarios);
-        template::generate::<Error>(release, &templates, |scenario| {
-            self.stop.check("generating scenarios")?;
-            scenarios.push(scenario);
-            progress.advance(1);
-            Ok(())
-        })?;
+        let report = build(release, &build_settings, &self.path("data"), self.stop, |n| progress.advance(n))?;
         progress.finish();
-        let (valid, rejects, validated) = validate(scenarios, release, &ValidateSettings::default());
-        let (unique, deduplicated) = dedup(valid, &DedupSettings::default());
-        let (splits, report) = split(unique, &SplitSettings { seed: settings.seed, ..SplitSettings::default() });
-
-        fsio::write_jsonl(&self.path("data/rejects.jsonl"), &rejects)?;
-        for (name, records) in [("train", &splits.train), ("val", &splits.val), ("test", &splits.test)] {
-            fsio::write_jsonl(&self.path(&format!("data/{name}.jsonl")), records.iter().map(chat_record))?;
-        }
-        let pairs = Pairs::new(release, PairSettings { seed: settings.seed, ..PairSettings::default() })?;
-        for (name, records) in [("orpo_train", &splits.train), ("orpo_val", &splits.val)] {
-            self.write_pairs(name, &pairs, records)?;
-        }
         self.console.note(&format!(
             "data: {} scenarios, {} invalid, {} duplicates; {} to train on, {} to validate, {} to test in {} wording families of their own",
-            validated.n_read,
-            validated.n_read - validated.n_kept,
-            deduplicated.n_read - deduplicated.n_kept,
-            report.n_train,
-            report.n_val,
-            report.n_test,
-            report.held_out_families.len()
+            report.validate.n_read,
+            report.validate.n_read - report.validate.n_kept,
+            report.dedup.n_read - report.dedup.n_kept,
+            report.split.n_train,
+            report.split.n_val,
+            report.split.n_test,
+            report.split.held_out_families.len()
         ));
-        Ok(json!({"validate": validated, "dedup": deduplicated, "split": report}))
-    }
-
-    fn write_pairs(&self, name: &str, pairs: &Pairs<'_>, records: &[Scenario]) -> Result<(), Error> {
-        let mut made = Vec::with_capacity(records.len());
-        pairs.write::<Error>(records, |pair| {
-            made.push(pair);
-            Ok(())
-        })?;
-        Ok(fsio::write_jsonl(&self.path(&format!("data/{name}.jsonl")), &made)?)
+        Ok(json!({"n_train": report.split.n_train, "n_val": report.split.n_val, "n_test": report.split.n_test}))
     }
 
     /// Makes the base model: texts about codes, a tokenizer for them, random weights, full training.
     pub fn base(&self, release: &Release) -> Result<Value, Error> {
         let settings = self.request.settings;
-        let families: BTreeSet<String> =
-            fsio::read_jsonl::<crate::data::record::ChatRecord>(&self.path("data/train.jsonl"))?
-                .into_iter()
-                .map(|record| record.family)
-                .collect();
+        let families: BTreeSet<String> = fsio::read_jsonl::<ChatRecord>(&self.path("data/train.jsonl"))?
+            .into_iter()
+            .map(|record| record.family)
+            .collect();
         let corpus_settings = CorpusSettings {
             codes: TemplateSettings::demo().codes,
             n_records: settings.n_texts,
