@@ -8,6 +8,7 @@
 //! | [`diag`] | what an error must offer its reader: a message, a hint, an exit status | |
 //! | [`stop`] | a request to stop (Ctrl-C), polled at safe points | |
 //! | [`fsio`] | atomic writes, hashes, JSON Lines with line numbers | |
+//! | [`http`] | requests to outside services, with limits and retries | |
 //! | [`tensor`] | placement, named random generators, safetensors, memory views | files ↔ tensors |
 //! | [`codes`] | the ICD-10-CM code set and its rules | tabular XML → billable codes |
 //! | [`text`] | tokenizer, chat template, loss mask | messages → token ids |
@@ -34,6 +35,7 @@ pub mod diag;
 pub mod eval;
 pub mod export;
 pub mod fsio;
+pub mod http;
 pub mod model;
 pub mod pipeline;
 pub mod quant;

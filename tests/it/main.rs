@@ -14,6 +14,8 @@ mod golden_model;
 mod golden_nf4;
 mod golden_orpo;
 mod golden_train;
+mod http;
+mod http_server;
 mod metrics;
 mod resume;
 mod text;
