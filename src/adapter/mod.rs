@@ -6,7 +6,7 @@ mod settings;
 
 pub use lora::{Lora, dora_norm, row_norms_squared};
 pub use peft::{AdapterFile, PREFIX, load, save};
-pub use settings::{Settings, TargetModules};
+pub use settings::{Patterns, Settings, TargetModules};
 
 use std::path::PathBuf;
 
@@ -25,6 +25,10 @@ pub enum Error {
     Unsupported { path: PathBuf, key: &'static str, found: String, supported: &'static str },
     #[error("the adapter has a tensor `{name}` that belongs to no target module of the model")]
     Stray { name: String },
+    #[error("the adapter has no tensor `{name}`, which its config and the model ask for")]
+    Lacks { name: String },
+    #[error("the adapter's tensor `{name}` has shape {found:?}, the model asks for {expected:?}")]
+    OtherShape { name: String, found: Vec<i64>, expected: Vec<i64> },
     #[error("`target_modules` {targets:?} match no linear layer of the model")]
     NoTargets { targets: String },
     #[error("`{key}` holds `{pattern}`, which is not a regular expression")]
@@ -44,7 +48,7 @@ impl Diagnostic for Error {
         match self {
             Self::Tensor(error) => error.hint(),
             Self::File(error) => error.hint(),
-            Self::Stray { .. } => {
+            Self::Stray { .. } | Self::Lacks { .. } | Self::OtherShape { .. } => {
                 Some("the adapter was trained on another base model; give that one as `--model`".into())
             }
             Self::NoTargets { .. } => Some(

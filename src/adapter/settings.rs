@@ -1,9 +1,13 @@
 //! What an adapter is: rank, scale, targets, as in PEFT's `adapter_config.json`.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::marker::PhantomData;
 
 use regex::Regex;
-use serde::{Deserialize, Serialize};
+use serde::de::{MapAccess, Visitor};
+use serde::ser::SerializeMap as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{Error, Result};
 
@@ -21,11 +25,15 @@ pub struct Settings {
     pub target_modules: TargetModules,
     /// Module name or regular expression to rank.
     #[serde(default)]
-    pub rank_pattern: BTreeMap<String, i64>,
+    pub rank_pattern: Patterns<i64>,
     /// Module name or regular expression to alpha.
     #[serde(default)]
-    pub alpha_pattern: BTreeMap<String, f64>,
+    pub alpha_pattern: Patterns<f64>,
 }
+
+/// Module names or regular expressions with a value each, in the order of the file: the first that matches decides.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Patterns<V>(Vec<(String, V)>);
 
 /// Which modules are adapted: names matched as path suffixes, or one regular expression over whole paths.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
@@ -57,7 +65,7 @@ impl Settings {
     /// # Errors
     /// [`Error::BadPattern`] or [`Error::BadRank`].
     pub fn rank_of(&self, path: &str) -> Result<i64> {
-        let rank = first_match("rank_pattern", &self.rank_pattern, path)?.unwrap_or(self.r);
+        let rank = self.rank_pattern.first_match("rank_pattern", path)?.unwrap_or(self.r);
         if rank < 1 { Err(Error::BadRank { module: path.to_owned(), rank }) } else { Ok(rank) }
     }
 
@@ -66,20 +74,82 @@ impl Settings {
     /// # Errors
     /// [`Error::BadPattern`] or [`Error::BadRank`].
     pub fn scaling_of(&self, path: &str) -> Result<f64> {
-        let alpha = first_match("alpha_pattern", &self.alpha_pattern, path)?.unwrap_or(self.lora_alpha);
+        let alpha = self.alpha_pattern.first_match("alpha_pattern", path)?.unwrap_or(self.lora_alpha);
         let rank = self.rank_of(path)? as f64;
         Ok(if self.use_rslora { alpha / rank.sqrt() } else { alpha / rank })
     }
 }
 
-/// PEFT's rule for patterns: `(.*\.)?(PATTERN)$` from the start of the path.
-fn first_match<V: Copy>(key: &'static str, patterns: &BTreeMap<String, V>, path: &str) -> Result<Option<V>> {
-    for (pattern, value) in patterns {
-        if whole_match(key, &format!(r"(.*\.)?({pattern})"))?.is_match(path) {
-            return Ok(Some(*value));
-        }
+impl<V> Default for Patterns<V> {
+    fn default() -> Self {
+        Self(Vec::new())
     }
-    Ok(None)
+}
+
+impl<V, const N: usize> From<[(String, V); N]> for Patterns<V> {
+    fn from(patterns: [(String, V); N]) -> Self {
+        Self(patterns.into())
+    }
+}
+
+impl<V> From<BTreeMap<String, V>> for Patterns<V> {
+    fn from(patterns: BTreeMap<String, V>) -> Self {
+        Self(patterns.into_iter().collect())
+    }
+}
+
+impl<V> FromIterator<(String, V)> for Patterns<V> {
+    fn from_iter<I: IntoIterator<Item = (String, V)>>(patterns: I) -> Self {
+        Self(patterns.into_iter().collect())
+    }
+}
+
+impl<V: Copy> Patterns<V> {
+    /// PEFT's rule (`get_pattern_key`): the first pattern for which `(.*\.)?(PATTERN)$` matches from the start of the path.
+    fn first_match(&self, key: &'static str, path: &str) -> Result<Option<V>> {
+        for (pattern, value) in &self.0 {
+            if whole_match(key, &format!(r"(.*\.)?({pattern})"))?.is_match(path) {
+                return Ok(Some(*value));
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl<V: Serialize> Serialize for Patterns<V> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(self.0.len()))?;
+        for (pattern, value) in &self.0 {
+            map.serialize_entry(pattern, value)?;
+        }
+        map.end()
+    }
+}
+
+impl<'de, V: Deserialize<'de>> Deserialize<'de> for Patterns<V> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct InOrder<V>(PhantomData<V>);
+        impl<'de, V: Deserialize<'de>> Visitor<'de> for InOrder<V> {
+            type Value = Patterns<V>;
+
+            fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+                out.write_str("a map of module names or patterns")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Self::Value, A::Error> {
+                let mut patterns = Vec::new();
+                while let Some(entry) = map.next_entry()? {
+                    patterns.push(entry);
+                }
+                Ok(Patterns(patterns))
+            }
+
+            fn visit_unit<E>(self) -> std::result::Result<Self::Value, E> {
+                Ok(Patterns::default())
+            }
+        }
+        deserializer.deserialize_any(InOrder(PhantomData))
+    }
 }
 
 fn whole_match(key: &'static str, pattern: &str) -> Result<Regex> {
@@ -127,5 +197,21 @@ mod tests {
         assert_eq!(of(&settings, "model.layers.0.self_attn.v_proj"), (2, 16.0));
         settings.use_rslora = true;
         assert_eq!(of(&settings, "model.layers.0.mlp.up_proj"), (16, 8.0));
+    }
+
+    #[test]
+    fn the_first_pattern_of_the_file_decides() {
+        let read = |patterns: &str| -> Settings {
+            let text =
+                format!(r#"{{"r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], "rank_pattern": {patterns}}}"#);
+            let settings: Settings = serde_json::from_str(&text).unwrap();
+            let written = serde_json::to_string(&settings).unwrap();
+            assert!(written.contains(&format!(r#""rank_pattern":{}"#, patterns.replace(": ", ":").replace(", ", ","))));
+            settings
+        };
+        let rank = |patterns: &str| read(patterns).rank_of("model.layers.1.self_attn.q_proj").unwrap();
+        assert_eq!(rank(r#"{"q_proj": 5, "layers.1.self_attn.q_proj": 7}"#), 5);
+        assert_eq!(rank(r#"{"layers.1.self_attn.q_proj": 7, "q_proj": 5}"#), 7);
+        assert_eq!(rank(r#"{"z.*": 9, "q_proj": 5}"#), 5);
     }
 }
