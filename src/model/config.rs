@@ -7,6 +7,13 @@ use serde_json::{Value, json};
 
 use super::{Error, Result};
 use crate::fsio;
+use crate::quant;
+
+/// The largest size that a config may name: a hundred times that of any Qwen2.5 model.
+const MAX_SIZE: i64 = 1 << 24;
+
+/// The most layers; Qwen2.5-72B has 80.
+const MAX_LAYERS: i64 = 4096;
 
 /// The shape and constants of a Qwen2 model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -63,9 +70,15 @@ impl Config {
     /// # Errors
     /// When the file is missing, describes another architecture, or its sizes do not fit together.
     pub fn load(dir: &Path) -> Result<Self> {
-        let path = dir.join("config.json");
-        let value: Value = fsio::read_json(&path)?;
-        Self::from_json(value, &path)
+        Self::load_file(&dir.join("config.json"))
+    }
+
+    /// Reads a file in the form of a model folder's `config.json`.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn load_file(path: &Path) -> Result<Self> {
+        Self::from_json(fsio::read_json(path)?, path)
     }
 
     fn from_json(value: Value, path: &Path) -> Result<Self> {
@@ -76,6 +89,7 @@ impl Config {
         if !["Qwen2ForCausalLM", "qwen2"].contains(&found.as_str()) {
             return Err(Error::Architecture { path: path.to_owned(), found });
         }
+        quant::refuse_other_schemes(&value)?;
         let stored: Stored = serde_json::from_value(value)
             .map_err(|error| fsio::Error::BadFile { path: path.to_owned(), message: error.to_string() })?;
         let bad = |key, found: String, expected: &str| {
@@ -118,9 +132,14 @@ impl Config {
             ("num_attention_heads", config.num_attention_heads),
             ("num_key_value_heads", config.num_key_value_heads),
             ("head_dim", config.head_dim),
+            ("max_position_embeddings", config.max_position_embeddings),
         ];
-        if let Some((key, size)) = sizes.into_iter().find(|(_, size)| !(1..=1 << 24).contains(size)) {
-            return bad(key, size.to_string(), "a positive size");
+        if let Some((key, size)) = sizes.into_iter().find(|(_, size)| !(1..=MAX_SIZE).contains(size)) {
+            return bad(key, size.to_string(), &format!("a size from 1 to {MAX_SIZE}"));
+        }
+        if config.num_hidden_layers > MAX_LAYERS {
+            let expected = format!("at most {MAX_LAYERS} layers");
+            return bad("num_hidden_layers", config.num_hidden_layers.to_string(), &expected);
         }
         if heads % config.num_key_value_heads != 0 {
             let expected = format!("a divisor of `num_attention_heads` {heads}");
@@ -206,6 +225,8 @@ mod tests {
         assert!(refuse("num_key_value_heads", json!(4)).contains("a divisor of `num_attention_heads` 6"));
         assert!(refuse("hidden_size", json!(-1)).contains("`hidden_size` is -1"));
         assert!(refuse("rope_scaling", json!({"rope_type": "yarn"})).contains("yarn"));
+        assert!(refuse("num_hidden_layers", json!(1_000_000)).contains("at most 4096 layers"));
+        assert!(refuse("max_position_embeddings", json!(1i64 << 40)).contains("`max_position_embeddings`"));
         assert!(refuse("vocab_size", json!("x")).contains("config.json"));
     }
 }

@@ -2,16 +2,18 @@
 
 use std::path::Path;
 
-use tch::{Device, Kind, Tensor};
+use tch::Tensor;
 
 use super::block::Block;
 use super::projection::{Projection, Weight, Workspace};
 use super::qwen2::{Head, Qwen2};
 use super::rope::Rope;
-use super::{Config, Error, Result};
+use super::slots::{DEFAULT, Slots};
+use super::weights::Weights;
+use super::{Config, Result};
 use crate::adapter::{self, AdapterFile, Lora, Settings};
 use crate::quant::Nf4;
-use crate::tensor::{Checkpoint, Placement, Rng};
+use crate::tensor::{Placement, check_finite};
 
 /// How the linear layers of the blocks are held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,20 +22,13 @@ pub enum Quantization {
     Nf4,
 }
 
-/// Where a model's weights come from.
-#[derive(Debug)]
-enum Base<'a> {
-    Folder(&'a Path),
-    /// Random weights: normal with deviation 0.02, biases 0, norms 1 (transformers' `_init_weights`).
-    Random(u64),
-}
-
-/// Loads a model folder; each weight is quantized as it is read, so that one 16-bit tensor at a time is in memory.
+/// Loads a model folder. Each weight is quantized as it is read, so that at most one of them is in memory in the type that it
+/// is stored in; weights in bitsandbytes' 4-bit layout are taken as they are, whatever `quantization` says.
 ///
 /// # Errors
-/// When a file is missing or damaged, a tensor has another shape than the config says, or memory is short.
+/// When a file is missing or damaged, a tensor has another shape than the config says or is not finite, or memory is short.
 pub fn load(dir: &Path, placement: Placement, quantization: Quantization) -> Result<Qwen2> {
-    build(Config::load(dir)?, &Base::Folder(dir), placement, quantization)
+    build(Config::load(dir)?, &Weights::open(dir)?, placement, quantization)
 }
 
 /// A model with random weights. The draws depend on the seed and each tensor's name only.
@@ -41,38 +36,20 @@ pub fn load(dir: &Path, placement: Placement, quantization: Quantization) -> Res
 /// # Errors
 /// When memory is short.
 pub fn init(config: Config, seed: u64, placement: Placement) -> Result<Qwen2> {
-    build(config, &Base::Random(seed), placement, Quantization::None)
+    build(config, &Weights::Random(seed), placement, Quantization::None)
 }
 
-fn build(config: Config, base: &Base<'_>, placement: Placement, quantization: Quantization) -> Result<Qwen2> {
-    let checkpoint = match base {
-        Base::Folder(dir) => Some(Checkpoint::open_dir(dir)?),
-        Base::Random(_) => None,
-    };
-    let raw = |name: &str, shape: &[i64]| -> Result<Tensor> {
-        Ok(match (&checkpoint, base) {
-            (Some(checkpoint), _) => checkpoint.tensor_of_shape(name, shape)?,
-            (None, Base::Random(seed)) if name.ends_with("proj.weight") || shape.len() == 2 => {
-                Rng::named(*seed, name).normal(shape, 0.02)?
-            }
-            _ if name.ends_with("bias") => Tensor::f_zeros(shape, (Kind::Float, Device::Cpu))?,
-            _ => Tensor::f_ones(shape, (Kind::Float, Device::Cpu))?,
-        })
-    };
-    let dense = |name: &str, shape: &[i64]| -> Result<Tensor> {
-        Ok(raw(name, shape)?.f_to_device(placement.device)?.f_to_kind(placement.dtype)?)
-    };
+fn build(config: Config, weights: &Weights, placement: Placement, quantization: Quantization) -> Result<Qwen2> {
+    let dense = |name: &str, shape: &[i64]| weights.placed(name, shape, placement);
+    let quantize = quantization == Quantization::Nf4;
     let (vocab, hidden) = (config.vocab_size, config.hidden_size);
     let embed_tokens = dense("model.embed_tokens.weight", &[vocab, hidden])?;
-    let mut blocks = Vec::with_capacity(config.num_hidden_layers as usize);
+    let mut blocks = Vec::new();
     for idx in 0..config.num_hidden_layers {
         let path = |name: &str| format!("model.layers.{idx}.{name}");
         let mut projections = Vec::with_capacity(7);
         for (name, shape, has_bias) in config.projections() {
-            let weight = match quantization {
-                Quantization::None => Weight::Dense(dense(&path(&format!("{name}.weight")), &shape)?),
-                Quantization::Nf4 => Weight::Nf4(Nf4::quantize(&raw(&path(&format!("{name}.weight")), &shape)?)?),
-            };
+            let weight = weights.linear(&path(&format!("{name}.weight")), shape, placement, quantize)?;
             let bias = if has_bias { Some(dense(&path(&format!("{name}.bias")), &shape[..1])?) } else { None };
             projections.push(Projection { name, weight, bias, adapter: None });
         }
@@ -88,7 +65,8 @@ fn build(config: Config, base: &Base<'_>, placement: Placement, quantization: Qu
     let lm_head = if config.tie_word_embeddings { None } else { Some(dense("lm_head.weight", &[vocab, hidden])?) };
     let head = Head { norm: dense("model.norm.weight", &[hidden])?, lm_head };
     let rope = Rope::new(config.head_dim, config.rope_theta, config.max_position_embeddings, placement.device)?;
-    Ok(Qwen2 { config, placement, embed_tokens, blocks, head, rope, workspace: Workspace::default() })
+    let (workspace, slots) = (Workspace::default(), Slots::default());
+    Ok(Qwen2 { config, placement, embed_tokens, blocks, head, rope, workspace, slots })
 }
 
 /// Turns a dense model's linear layers into NF4, in place.
@@ -104,8 +82,8 @@ pub fn quantize(model: &mut Qwen2) -> Result<()> {
     Ok(())
 }
 
-/// Merges every adapter into the weight that it was trained on, expanded from NF4 where it is quantized; the layers
-/// are dense afterwards.
+/// Merges the selected adapter into the weights that it was trained on, expanded from NF4 where it is quantized; the layers
+/// are dense afterwards. Other adapters are dropped: they were made for weights that are no more.
 ///
 /// # Errors
 /// When memory is short.
@@ -117,38 +95,53 @@ pub fn merge_in_place(model: &mut Qwen2) -> Result<()> {
             projection.weight = Weight::Dense(adapter.lora.merged(&weight)?.f_to_kind(kind)?);
         }
     }
+    model.forget_adapters();
     Ok(())
 }
 
-/// Puts a fresh adapter on every target module.
+/// Puts a fresh adapter on every target module and selects it.
 ///
 /// # Errors
 /// When no module matches, a pattern is wrong or memory is short.
 pub fn new_adapter(model: &mut Qwen2, settings: &Settings, seed: u64) -> Result<()> {
-    attach(model, settings, |path, weight| Ok(Lora::init(settings, path, weight, seed)?))
+    attach(model, DEFAULT, settings, |path, weight| Ok(Lora::init(settings, path, weight, seed)?))
 }
 
-/// Puts a stored adapter on the model.
+/// Puts a stored adapter on the model and selects it.
 ///
 /// # Errors
-/// When a tensor is missing, left over or of another shape.
-pub fn attach_adapter(model: &mut Qwen2, mut file: AdapterFile) -> Result<()> {
+/// When a tensor is missing, left over or of another shape; the model is then as it was.
+pub fn attach_adapter(model: &mut Qwen2, file: AdapterFile) -> Result<()> {
+    add_adapter(model, DEFAULT, file)?;
+    model.select_adapter(Some(DEFAULT))
+}
+
+/// Puts a stored adapter beside those that the model has; [`Qwen2::select_adapter`] makes the model compute with it.
+///
+/// # Errors
+/// When the name is taken, or a tensor is missing, left over or of another shape; the model is then as it was.
+pub fn add_adapter(model: &mut Qwen2, name: &str, file: AdapterFile) -> Result<()> {
+    let selected = model.selected_adapter().map(str::to_owned);
+    let added = attach_file(model, name, file);
+    model.select_adapter(selected.as_deref())?;
+    added
+}
+
+fn attach_file(model: &mut Qwen2, slot: &str, mut file: AdapterFile) -> Result<()> {
     let device = model.placement.device;
     let AdapterFile { settings, tensors, .. } = &mut file;
-    attach(model, settings, |path, weight| {
+    attach(model, slot, settings, |path, weight| {
         let (n_out, n_in) = weight.size2()?;
         let rank = settings.rank_of(path)?;
         let mut take = |suffix: &str, shape: &[i64]| -> Result<Tensor> {
             let name = format!("{path}.{suffix}");
-            let tensor = tensors.remove(&name).ok_or_else(|| crate::tensor::Error::Missing {
-                name: name.clone(),
-                path: "adapter_model.safetensors".into(),
-            })?;
-            let found = tensor.size();
-            if found == shape {
-                return Ok(tensor);
+            let tensor = tensors.remove(&name).ok_or_else(|| adapter::Error::Lacks { name: name.clone() })?;
+            if tensor.size() != shape {
+                let (found, expected) = (tensor.size(), shape.to_vec());
+                return Err(adapter::Error::OtherShape { name, found, expected }.into());
             }
-            Err(crate::tensor::Error::Shape { name, found, expected: shape.to_vec() }.into())
+            check_finite(&name, &tensor)?;
+            Ok(tensor)
         };
         let lora_a = take("lora_A.weight", &[rank, n_in])?;
         let lora_b = take("lora_B.weight", &[n_out, rank])?;
@@ -156,12 +149,34 @@ pub fn attach_adapter(model: &mut Qwen2, mut file: AdapterFile) -> Result<()> {
         Ok(Lora::from_parts(settings, path, lora_a, lora_b, magnitude, device)?)
     })?;
     match tensors.keys().next() {
-        Some(name) => Err(adapter::Error::Stray { name: name.clone() }.into()),
+        Some(name) => {
+            model.detach_adapter(slot)?;
+            Err(adapter::Error::Stray { name: name.clone() }.into())
+        }
         None => Ok(()),
     }
 }
 
-fn attach(model: &mut Qwen2, settings: &Settings, mut make: impl FnMut(&str, &Tensor) -> Result<Lora>) -> Result<()> {
+/// Makes and selects an adapter; when that fails, nothing of it is left.
+fn attach(
+    model: &mut Qwen2,
+    slot: &str,
+    settings: &Settings,
+    make: impl FnMut(&str, &Tensor) -> Result<Lora>,
+) -> Result<()> {
+    model.open_slot(slot)?;
+    let outcome = attach_layers(model, settings, make);
+    if outcome.is_err() {
+        model.detach_adapter(slot)?;
+    }
+    outcome
+}
+
+fn attach_layers(
+    model: &mut Qwen2,
+    settings: &Settings,
+    mut make: impl FnMut(&str, &Tensor) -> Result<Lora>,
+) -> Result<()> {
     let kind = model.placement.dtype;
     let mut n_attached = 0;
     for (idx, block) in model.blocks.iter_mut().enumerate() {
@@ -169,9 +184,6 @@ fn attach(model: &mut Qwen2, settings: &Settings, mut make: impl FnMut(&str, &Te
             let path = format!("model.layers.{idx}.{}", projection.name);
             if !settings.target_modules.matches(&path)? {
                 continue;
-            }
-            if projection.adapter.is_some() {
-                return Err(Error::AdapterTwice { module: path });
             }
             let weight = projection.weight(kind, &mut model.workspace)?;
             let lora = make(&path, &weight)?;

@@ -11,16 +11,20 @@ mod projection;
 mod qwen2;
 mod rope;
 mod save;
+mod slots;
+mod weights;
+mod write;
 
 pub use block::Block;
 pub use config::Config;
 pub use kv_cache::KvCache;
-pub use load::{Quantization, attach_adapter, init, load, merge_in_place, new_adapter, quantize};
+pub use load::{Quantization, add_adapter, attach_adapter, init, load, merge_in_place, new_adapter, quantize};
 pub use packing::{Packed, Segment};
 pub use projection::{Projection, Weight};
 pub use qwen2::{Head, Parameter, Qwen2};
 pub use rope::Rotation;
 pub use save::{save, save_configs};
+pub use write::{EndTokens, WriteRequest, count_weights, init_folder, quantize_folder};
 
 use std::path::PathBuf;
 
@@ -28,6 +32,7 @@ use crate::adapter;
 use crate::diag::Diagnostic;
 use crate::fsio;
 use crate::quant;
+use crate::stop::Stopped;
 use crate::tensor;
 
 /// A model that could not be loaded or run.
@@ -41,12 +46,22 @@ pub enum Error {
     Adapter(#[from] adapter::Error),
     #[error(transparent)]
     File(#[from] fsio::Error),
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+    #[error("`{}` is both the model and the folder to write", path.display())]
+    SameFolder { path: PathBuf },
+    #[error("the weights in `{}` are quantized already", path.display())]
+    QuantizedAlready { path: PathBuf },
     #[error("`{}` describes the architecture {found}, expected Qwen2ForCausalLM", path.display())]
     Architecture { path: PathBuf, found: String },
     #[error("`{}`: `{key}` is {found}, expected {expected}", path.display())]
     BadConfig { path: PathBuf, key: &'static str, found: String, expected: String },
-    #[error("`{module}` has already an adapter")]
-    AdapterTwice { module: String },
+    #[error("the model has already an adapter named `{name}`")]
+    AdapterTwice { name: String },
+    #[error("the model has no adapter named `{name}`")]
+    NoAdapter { name: String, known: Vec<String> },
+    #[error("position {position} is beyond the {max_positions} positions of the model")]
+    Position { position: i64, max_positions: i64 },
     #[error("token {id} is outside the vocabulary of {vocab_size}")]
     TokenRange { id: i64, vocab_size: i64 },
 }
@@ -64,9 +79,20 @@ impl Diagnostic for Error {
             Self::Quant(error) => error.hint(),
             Self::Adapter(error) => error.hint(),
             Self::File(error) => error.hint(),
+            Self::Stopped(error) => error.hint(),
+            Self::SameFolder { .. } => Some("give another --out".into()),
+            Self::QuantizedAlready { .. } => Some("the folder can be used as it is".into()),
             Self::Architecture { .. } => Some("use a Qwen2.5 model, such as Qwen/Qwen2.5-7B-Instruct".into()),
             Self::TokenRange { .. } => Some("the tokenizer and the model do not belong together".into()),
-            Self::BadConfig { .. } | Self::AdapterTwice { .. } => None,
+            Self::NoAdapter { known, .. } => Some(match known.as_slice() {
+                [] => "it has none".into(),
+                known => format!("it has `{}`", known.join("`, `")),
+            }),
+            Self::AdapterTwice { .. } => Some("give every adapter a name of its own".into()),
+            Self::Position { .. } => {
+                Some("shorten the text; `max_position_embeddings` in config.json is the limit".into())
+            }
+            Self::BadConfig { .. } => None,
         }
     }
 }

@@ -9,6 +9,7 @@ use super::norm::rms_norm;
 use super::packing::Packed;
 use super::projection::Workspace;
 use super::rope::{Rope, Rotation};
+use super::slots::Slots;
 use super::{Config, Result};
 use crate::tensor::Placement;
 
@@ -23,6 +24,7 @@ pub struct Qwen2 {
     pub head: Head,
     pub(super) rope: Rope,
     pub(super) workspace: Workspace,
+    pub(super) slots: Slots,
 }
 
 /// The final norm and the projection onto the vocabulary.

@@ -2,38 +2,41 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::Result;
+use super::{Error, Result};
 use crate::tensor::Placement;
 
-/// Cosines and sines of every position's angles, each `[max_positions, head_dim / 2]` f32.
+/// The angles' speeds, from which the angles of any position are made when they are needed.
 #[derive(Debug)]
 pub struct Rope {
-    cos: Tensor,
-    sin: Tensor,
+    /// `[1, head_dim / 2]` f32.
+    inverse_frequencies: Tensor,
+    max_positions: i64,
 }
 
 impl Rope {
-    /// The table for positions `0..max_positions`.
+    /// The angles of positions `0..max_positions`.
     ///
     /// # Errors
     /// When memory is short.
     pub fn new(head_dim: i64, theta: f64, max_positions: i64, device: Device) -> Result<Self> {
         let options = (Kind::Float, device);
         let exponents = Tensor::f_arange_start_step(0, head_dim, 2, options)?.f_div_scalar(head_dim as f64)?;
-        let inverse_frequencies = Tensor::f_pow_scalar(theta, &exponents)?.f_reciprocal()?;
-        let angles = Tensor::f_arange(max_positions, options)?.f_outer(&inverse_frequencies)?;
-        Ok(Self { cos: angles.f_cos()?, sin: angles.f_sin()? })
+        let inverse_frequencies = Tensor::f_pow_scalar(theta, &exponents)?.f_reciprocal()?.f_unsqueeze(0)?;
+        Ok(Self { inverse_frequencies, max_positions })
     }
 
-    /// Cosines and sines of the given positions `[n]`, each `[n, 1, head_dim / 2]` in the model's type.
+    /// Cosines and sines of the given positions `[n]` i64, each `[n, 1, head_dim / 2]` in the model's type.
     ///
     /// # Errors
-    /// When a position is outside the table.
+    /// [`Error::Position`] when a position is beyond the model's.
     pub fn at(&self, positions: &Tensor, placement: Placement) -> Result<Rotation> {
-        let pick = |table: &Tensor| -> Result<Tensor> {
-            Ok(table.f_index_select(0, positions)?.f_to_kind(placement.dtype)?.f_unsqueeze(1)?)
-        };
-        Ok(Rotation { cos: pick(&self.cos)?, sin: pick(&self.sin)? })
+        let last = if positions.numel() == 0 { 0 } else { positions.f_max()?.f_int64_value(&[])? };
+        if last >= self.max_positions {
+            return Err(Error::Position { position: last, max_positions: self.max_positions });
+        }
+        let angles = positions.f_unsqueeze(1)?.f_to_kind(Kind::Float)?.f_mul(&self.inverse_frequencies)?;
+        let place = |table: Tensor| table.f_to_kind(placement.dtype)?.f_unsqueeze(1);
+        Ok(Rotation { cos: place(angles.f_cos()?)?, sin: place(angles.f_sin()?)? })
     }
 }
 

@@ -3,11 +3,10 @@
 use std::path::Path;
 
 use serde_json::{Value, json};
-use tch::Kind;
 
 use super::{Config, Qwen2, Result};
 use crate::fsio;
-use crate::tensor::{pytorch_metadata, save as save_tensors};
+use crate::tensor::{dtype_name, pytorch_metadata, save as save_tensors};
 
 /// Writes `config.json`, `generation_config.json` and `model.safetensors` of a dense model.
 ///
@@ -20,11 +19,7 @@ pub fn save(model: &Qwen2, dir: &Path, end_token: u32, pad_token: u32) -> Result
         weights.iter().map(|(name, tensor)| (name.as_str(), *tensor)),
         Some(pytorch_metadata()),
     )?;
-    let dtype = match model.placement.dtype {
-        Kind::BFloat16 => "bfloat16",
-        _ => "float32",
-    };
-    save_configs(&model.config, dtype, dir, end_token, pad_token)
+    save_configs(&model.config, dtype_name(model.placement.dtype), dir, end_token, pad_token)
 }
 
 /// Writes `config.json` and a `generation_config.json` that decodes greedily, without the repetition penalty of Qwen's
@@ -41,6 +36,6 @@ pub fn save_configs(config: &Config, dtype: &str, dir: &Path, end_token: u32, pa
     Ok(())
 }
 
-fn greedy(end_token: u32, pad_token: u32) -> Value {
+pub(super) fn greedy(end_token: u32, pad_token: u32) -> Value {
     json!({"do_sample": false, "repetition_penalty": 1.0, "eos_token_id": [end_token, pad_token], "pad_token_id": pad_token})
 }

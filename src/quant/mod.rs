@@ -1,12 +1,15 @@
 //! NF4: 4-bit weights with double-quantized block scales, byte-equal to bitsandbytes (QLoRA, 2305.14314).
 
 mod absmax;
+mod bnb;
 mod codebook;
 mod kernels;
 mod nf4;
 
-pub use absmax::DoubleQuantized;
+pub use absmax::{Absmax, DoubleQuantized};
+pub use bnb::{QUANT_STATE, is_stored, load, quantization_config, refuse_other_schemes, stored_tensors};
 pub use codebook::{NF4_CODE, dynamic_code};
+pub use kernels::Isa;
 pub use nf4::{BLOCK, Nf4};
 
 use crate::diag::Diagnostic;
@@ -23,6 +26,10 @@ pub enum Error {
     NotFinite,
     #[error("NF4 weights cannot be expanded into the type {0:?}, expected float32 or bfloat16")]
     OutputType(tch::Kind),
+    #[error("`{name}`: {message}")]
+    Stored { name: String, message: String },
+    #[error("the weights are quantized with {found}, supported is bitsandbytes NF4")]
+    Scheme { found: String },
     #[error("a buffer of {found} elements cannot take a weight of {expected}")]
     BufferSize { found: usize, expected: usize },
 }
@@ -38,6 +45,12 @@ impl Diagnostic for Error {
         match self {
             Self::Tensor(error) => error.hint(),
             Self::NotFinite => Some("the checkpoint is damaged or diverged in training; use another one".into()),
+            Self::Stored { .. } => {
+                Some("the checkpoint is damaged, or no bitsandbytes one: download or write it again".into())
+            }
+            Self::Scheme { .. } => {
+                Some("take the model that was not quantized, and quantize it here (`axismapper quantize`)".into())
+            }
             _ => None,
         }
     }

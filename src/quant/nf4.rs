@@ -1,9 +1,9 @@
-//! A weight matrix in NF4: quantize once, expand into a reused buffer when needed.
+//! A weight matrix in NF4: quantize once, expand into a reused buffer when needed, or multiply as it is.
 
 use tch::{Device, Kind, Tensor};
 
-use super::absmax::DoubleQuantized;
-use super::kernels::cpu;
+use super::absmax::{Absmax, DoubleQuantized};
+use super::kernels::{self, Isa, Rounding, Source};
 use super::{Error, Result};
 use crate::tensor::{as_slice, as_slice_mut};
 
@@ -16,27 +16,66 @@ pub struct Nf4 {
     /// `[ceil(n / 2)]` u8, two codes a byte, the first in the high nibble.
     pub packed: Tensor,
     /// One scale for each 64 values; the last block may be short.
-    pub absmax: DoubleQuantized,
+    pub absmax: Absmax,
     shape: [i64; 2],
+    dtype: Kind,
+    isa: Isa,
 }
 
 impl Nf4 {
-    /// Quantizes a weight of any float type and any device; the result is on the CPU.
+    /// Quantizes a weight of any float type and any device; the result is on the CPU and expands without rounding.
     ///
     /// # Errors
     /// [`Error::NotAMatrix`] or [`Error::NotFinite`].
     pub fn quantize(weight: &Tensor) -> Result<Self> {
+        Self::quantize_with(Isa::best(), weight)
+    }
+
+    fn quantize_with(isa: Isa, weight: &Tensor) -> Result<Self> {
         let shape: [i64; 2] = weight.size().try_into().map_err(|shape: Vec<i64>| Error::NotAMatrix(shape))?;
-        let values = weight.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?;
-        let values = as_slice::<f32>(&values)?;
-        if values.iter().any(|value| !value.is_finite()) {
+        let weight = weight.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?;
+        let n = weight.numel();
+        let cpu = |n: usize, kind| Tensor::f_empty([n as i64], (kind, Device::Cpu));
+        let mut packed = cpu(n.div_ceil(2), Kind::Uint8)?;
+        let mut absmax = cpu(n.div_ceil(BLOCK), Kind::Float)?;
+        let (out, scales) = (as_slice_mut::<u8>(&mut packed)?, as_slice_mut::<f32>(&mut absmax)?);
+        // 16-bit weights are widened a few blocks at a time: there is no second copy of the weight.
+        match weight.f_kind().map_err(crate::tensor::Error::from)? {
+            Kind::Float => kernels::quantize(isa, as_slice::<f32>(&weight)?, out, scales),
+            Kind::BFloat16 => kernels::quantize(isa, as_slice::<half::bf16>(&weight)?, out, scales),
+            Kind::Half => kernels::quantize(isa, as_slice::<half::f16>(&weight)?, out, scales),
+            _ => kernels::quantize(isa, as_slice::<f32>(&weight.f_to_kind(Kind::Float)?)?, out, scales),
+        }
+        if !scales.iter().all(|scale| scale.is_finite()) {
             return Err(Error::NotFinite);
         }
-        let cpu = |n: usize, kind| Tensor::f_zeros([n as i64], (kind, Device::Cpu));
-        let mut packed = cpu(values.len().div_ceil(2), Kind::Uint8)?;
-        let mut absmax = cpu(values.len().div_ceil(BLOCK), Kind::Float)?;
-        cpu::quantize(values, as_slice_mut(&mut packed)?, as_slice_mut(&mut absmax)?);
-        Ok(Self { packed, absmax: DoubleQuantized::quantize(&absmax)?, shape })
+        let absmax = Absmax::Double(DoubleQuantized::quantize(&absmax)?);
+        Ok(Self { packed, absmax, shape, dtype: Kind::Float, isa })
+    }
+
+    /// A weight from its stored parts; `name` serves messages.
+    ///
+    /// # Errors
+    /// [`Error::Stored`] when the parts do not fit together, [`Error::NotFinite`].
+    pub(super) fn from_parts(name: &str, packed: Tensor, absmax: Absmax, shape: [i64; 2], dtype: Kind) -> Result<Self> {
+        let n = shape.iter().map(|&size| usize::try_from(size).unwrap_or(0)).product::<usize>();
+        if packed.numel() != n.div_ceil(2) {
+            let message = format!("{} bytes, expected {}", packed.numel(), n.div_ceil(2));
+            return Err(Error::Stored { name: name.to_owned(), message });
+        }
+        absmax.check(name, n.div_ceil(BLOCK))?;
+        Ok(Self { packed, absmax, shape, dtype, isa: Isa::best() })
+    }
+
+    /// The same weight, whose values are rounded to this type when they are expanded: what bitsandbytes does with the type
+    /// that a weight had before it was quantized.
+    pub fn with_dtype(self, dtype: Kind) -> Self {
+        Self { dtype, ..self }
+    }
+
+    /// The same weight, worked on with other instructions than the best of this processor. For tests and benches.
+    pub fn with_isa(self, isa: Isa) -> Self {
+        Self { isa, ..self }
     }
 
     /// `[rows, columns]`.
@@ -44,9 +83,27 @@ impl Nf4 {
         self.shape
     }
 
+    /// The type to which values are rounded when they are expanded.
+    pub fn dtype(&self) -> Kind {
+        self.dtype
+    }
+
     /// The memory that the weight takes.
     pub fn size_bytes(&self) -> usize {
-        self.packed.numel() + self.absmax.codes.numel() + 4 * self.absmax.nested_absmax.numel() + 4
+        self.packed.numel() + self.absmax.size_bytes()
+    }
+
+    fn source(&self) -> Result<Source<'_>> {
+        Ok(Source { packed: as_slice(&self.packed)?, scales: self.absmax.view()? })
+    }
+
+    /// How the values of a weight are rounded on their way into `out`.
+    fn rounding(&self, out: Kind) -> Rounding {
+        match (self.dtype, out) {
+            (Kind::Half, _) => Rounding::F16,
+            (Kind::BFloat16, Kind::Float) => Rounding::Bf16,
+            _ => Rounding::None,
+        }
     }
 
     /// Expands the weight into a contiguous buffer of `rows * columns` elements, f32 or bf16.
@@ -58,15 +115,12 @@ impl Nf4 {
         if out.numel() != expected {
             return Err(Error::BufferSize { found: out.numel(), expected });
         }
-        let source = cpu::Source {
-            packed: as_slice(&self.packed)?,
-            absmax_codes: as_slice(&self.absmax.codes)?,
-            nested_absmax: as_slice(&self.absmax.nested_absmax)?,
-            offset: self.absmax.offset,
-        };
-        match out.f_kind().map_err(crate::tensor::Error::from)? {
-            Kind::Float => cpu::dequantize(&source, as_slice_mut::<f32>(out)?, |value| value),
-            Kind::BFloat16 => cpu::dequantize(&source, as_slice_mut(out)?, half::bf16::from_f32),
+        let source = self.source()?;
+        let kind = out.f_kind().map_err(crate::tensor::Error::from)?;
+        let rounding = self.rounding(kind);
+        match kind {
+            Kind::Float => kernels::dequantize_f32(self.isa, &source, rounding, as_slice_mut(out)?),
+            Kind::BFloat16 => kernels::dequantize_bf16(self.isa, &source, rounding, as_slice_mut(out)?),
             other => return Err(Error::OutputType(other)),
         }
         Ok(())
@@ -80,6 +134,37 @@ impl Nf4 {
         let mut out = Tensor::f_empty(self.shape, (kind, Device::Cpu))?;
         self.dequantize_into(&mut out)?;
         Ok(out)
+    }
+
+    /// Whether [`Nf4::multiply`] can take the weight: rows are whole blocks.
+    pub fn can_multiply(&self) -> bool {
+        self.shape[1] % BLOCK as i64 == 0
+    }
+
+    /// `W x` without expanding the weight, for the few rows of a decoding step: `x` `[n, columns]` f32 or bf16 gives
+    /// `[n, rows]` in its type. The weights are those that [`Nf4::dequantize`] gives in the type of `x`; sums are in f32.
+    /// Autograd does not see it.
+    ///
+    /// # Errors
+    /// [`Error::BufferSize`] when `x` has another shape or the rows are not whole blocks, [`Error::OutputType`].
+    pub fn multiply(&self, x: &Tensor) -> Result<Tensor> {
+        let [rows, columns] = self.shape.map(|size| size as usize);
+        let kind = x.f_kind().map_err(crate::tensor::Error::from)?;
+        let (n, found) = x.size2().map(|(n, width)| (n, width as usize))?;
+        if found != columns || !self.can_multiply() {
+            return Err(Error::BufferSize { found, expected: columns });
+        }
+        let rounding = match (self.rounding(kind), kind) {
+            (Rounding::None, Kind::BFloat16) => Rounding::Bf16,
+            (Rounding::F16, Kind::BFloat16) => Rounding::F16ThenBf16,
+            (rounding, Kind::Float | Kind::BFloat16) => rounding,
+            (_, other) => return Err(Error::OutputType(other)),
+        };
+        let wide = x.f_detach()?.f_to_kind(Kind::Float)?.f_contiguous()?;
+        let mut out = Tensor::f_empty([rows as i64, n], (Kind::Float, Device::Cpu))?;
+        let source = self.source()?;
+        kernels::multiply(self.isa, &source, rounding, as_slice(&wide)?, n as usize, as_slice_mut(&mut out)?);
+        Ok(out.f_transpose(0, 1)?.f_to_kind(kind)?.f_contiguous()?)
     }
 }
 
@@ -108,5 +193,67 @@ mod tests {
         assert!(matches!(Nf4::quantize(&Tensor::from_slice(&[1f32])), Err(Error::NotAMatrix(_))));
         let bad = Tensor::from_slice(&[1f32, f32::NAN]).view([1, 2]);
         assert!(matches!(Nf4::quantize(&bad), Err(Error::NotFinite)));
+    }
+
+    /// Instruction sets that this processor has.
+    fn isas() -> Vec<Isa> {
+        [Isa::Portable, Isa::Avx2, Isa::Avx512].into_iter().filter(|isa| isa.is_available()).collect()
+    }
+
+    #[test]
+    fn every_instruction_set_gives_the_bytes_of_the_portable_loops() {
+        let mut rng = Rng::named(13, "isa");
+        // Whole and short last blocks, odd counts, more than one task of 16,384 values.
+        for shape in [[1, 1], [7, 33], [3, 64], [5, 130], [130, 257], [64, 896]] {
+            for source in [Kind::Float, Kind::BFloat16, Kind::Half] {
+                let weight = rng.normal(&shape, 0.05).unwrap().to_kind(source);
+                let base = Nf4::quantize(&weight).unwrap();
+                for dtype in [Kind::Float, Kind::BFloat16, Kind::Half] {
+                    let base = Nf4::quantize(&weight).unwrap().with_dtype(dtype).with_isa(Isa::Portable);
+                    let expected = [Kind::Float, Kind::BFloat16].map(|kind| base.dequantize(kind).unwrap());
+                    assert_eq!(expected[0], expected[0].to_kind(dtype).to_kind(Kind::Float), "rounded to {dtype:?}");
+                    for isa in isas() {
+                        let weight = Nf4::quantize(&weight).unwrap().with_dtype(dtype).with_isa(isa);
+                        for expected in &expected {
+                            let found = weight.dequantize(expected.kind()).unwrap();
+                            assert!(found == *expected, "{isa:?}, {shape:?}, {dtype:?}, {:?}", expected.kind());
+                        }
+                    }
+                }
+                for isa in isas() {
+                    let again = Nf4::quantize_with(isa, &weight).unwrap();
+                    assert_eq!(again.packed, base.packed, "{isa:?}, {shape:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_product_is_that_with_the_expanded_weight() {
+        let mut rng = Rng::named(14, "multiply");
+        for (rows, columns) in [(1, 64), (5, 128), (67, 192), (130, 896)] {
+            for n in [1, 2, 3, 4, 5, 9] {
+                for kind in [Kind::Float, Kind::BFloat16] {
+                    let source = rng.normal(&[rows, columns], 0.05).unwrap().to_kind(kind);
+                    let x = rng.normal(&[n, columns], 1.0).unwrap().to_kind(kind);
+                    let weight = Nf4::quantize(&source).unwrap();
+                    let expanded = weight.dequantize(kind).unwrap().to_kind(Kind::Double);
+                    let exact = x.to_kind(Kind::Double).matmul(&expanded.transpose(0, 1));
+                    let size = x.to_kind(Kind::Double).abs().matmul(&expanded.abs().transpose(0, 1));
+                    for isa in isas() {
+                        let found = Nf4::quantize(&source).unwrap().with_isa(isa).multiply(&x).unwrap();
+                        assert_eq!((found.size(), found.kind()), (vec![n, rows], kind));
+                        // Sums in f32: an error of a few f32 steps of the sum of absolute products; then one rounding.
+                        let rounding = if kind == Kind::Float { 0.0 } else { 2f64.powi(-8) };
+                        let bound = &size * 1e-6 + exact.abs() * (rounding * 1.001);
+                        let excess = ((found.to_kind(Kind::Double) - &exact).abs() - bound).max().double_value(&[]);
+                        assert!(excess <= 0.0, "{isa:?} [{rows}, {columns}] x {n} in {kind:?}: {excess} over");
+                    }
+                }
+            }
+        }
+        let weight = Nf4::quantize(&rng.normal(&[3, 33], 1.0).unwrap()).unwrap();
+        assert!(!weight.can_multiply());
+        assert!(weight.multiply(&rng.normal(&[1, 33], 1.0).unwrap()).is_err());
     }
 }

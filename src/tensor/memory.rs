@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::fs::File;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
@@ -32,7 +32,7 @@ macro_rules! elements {
     )+};
 }
 
-elements!(f32 => Kind::Float, u8 => Kind::Uint8, i64 => Kind::Int64, half::bf16 => Kind::BFloat16);
+elements!(f32 => Kind::Float, u8 => Kind::Uint8, i64 => Kind::Int64, half::bf16 => Kind::BFloat16, half::f16 => Kind::Half);
 
 fn check<T: Element>(tensor: &Tensor) -> Result<()> {
     let kind = tensor.f_kind()?;
@@ -102,6 +102,20 @@ impl Mapped {
         // program with SIGBUS, as with every reader that maps its weights; nothing is written through it.
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(fsio::Error::io("map", path))?;
         Ok(Self(map))
+    }
+
+    /// Gives back the memory of a part that was read: it stays in the file, and is read again when it is looked at again.
+    pub fn release(&self, part: Range<usize>) {
+        // SAFETY: the mapping is read only and backed by a file, so that a page let go comes back with the same bytes.
+        let advised = unsafe {
+            self.0.unchecked_advise_range(
+                memmap2::UncheckedAdvice::DontNeed,
+                part.start,
+                part.end.saturating_sub(part.start),
+            )
+        };
+        // Advice that the system does not take costs memory, not correctness.
+        drop(advised);
     }
 }
 

@@ -1,12 +1,16 @@
 //! Tensors between files and devices: memory views, safetensors, named random generators.
 
+mod finite;
 mod memory;
 mod rng;
 mod safetensors;
+mod shards;
 
+pub use finite::check_finite;
 pub use memory::{Element, Mapped, as_bytes, as_slice, as_slice_mut};
 pub use rng::Rng;
 pub use safetensors::{Checkpoint, Metadata, pytorch_metadata, save};
+pub use shards::{Shards, Written};
 
 use std::path::PathBuf;
 
@@ -20,6 +24,15 @@ use crate::fsio;
 pub struct Placement {
     pub device: Device,
     pub dtype: Kind,
+}
+
+/// The name of a float type in Hugging Face's files.
+pub fn dtype_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::BFloat16 => "bfloat16",
+        Kind::Half => "float16",
+        _ => "float32",
+    }
 }
 
 /// A tensor that could not be read, written or computed.
@@ -37,6 +50,8 @@ pub enum Error {
     Shape { name: String, found: Vec<i64>, expected: Vec<i64> },
     #[error("tensor `{name}` has the type {dtype}, which is not supported")]
     Dtype { name: String, dtype: String },
+    #[error("tensor `{name}` holds NaN or infinite values")]
+    NotFinite { name: String },
     #[error("a tensor on {device:?} of type {kind:?} cannot be viewed as {wanted} in memory")]
     View { device: Device, kind: Kind, wanted: &'static str },
     #[error("cannot write `{}`", path.display())]
@@ -47,6 +62,13 @@ impl Diagnostic for Error {
     fn hint(&self) -> Option<String> {
         match self {
             Self::File(error) => error.hint(),
+            Self::NotFinite { .. } => {
+                Some("the checkpoint is damaged or diverged in training; download it again or use another one".into())
+            }
+            Self::Missing { .. } | Self::Shape { .. } => Some(
+                "the files do not belong together: config.json and weights, or adapter and base, are of two models"
+                    .into(),
+            ),
             Self::BadCheckpoint { .. } => Some("the file is damaged or cut short: download or write it again".into()),
             Self::Write { source, .. } => io_hint(source),
             Self::Torch(error) if error.to_string().contains("not enough memory") => Some(

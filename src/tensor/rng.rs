@@ -3,10 +3,10 @@
 use rand::SeedableRng;
 use rand::rand_core::Rng as _;
 use rand_chacha::ChaCha8Rng;
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::Result;
+use super::{Result, as_slice_mut};
 
 /// A ChaCha8 generator seeded by a run's seed and the name of what is drawn.
 #[derive(Clone, Debug)]
@@ -71,14 +71,16 @@ impl Rng {
     /// # Errors
     /// When the tensor cannot be allocated.
     pub fn normal(&mut self, shape: &[i64], std: f32) -> Result<Tensor> {
-        let n = numel(shape);
-        let mut draws = Vec::with_capacity(n + 1);
-        while draws.len() < n {
+        let mut tensor = Tensor::f_empty(shape, (Kind::Float, Device::Cpu))?;
+        for pair in as_slice_mut::<f32>(&mut tensor)?.chunks_mut(2) {
             let radius = (-2.0 * (1.0 - self.next_f32()).ln()).sqrt();
             let (sin, cos) = (std::f32::consts::TAU * self.next_f32()).sin_cos();
-            draws.extend([radius * cos * std, radius * sin * std]);
+            pair[0] = radius * cos * std;
+            if let Some(second) = pair.get_mut(1) {
+                *second = radius * sin * std;
+            }
         }
-        Ok(Tensor::f_from_slice(&draws[..n])?.f_reshape(shape)?)
+        Ok(tensor)
     }
 }
 

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-use safetensors::tensor::{Dtype, SafeTensors, View};
+use safetensors::tensor::{Dtype, SafeTensors, TensorInfo, View};
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
@@ -110,19 +110,42 @@ impl Checkpoint {
         self.files.first()?.metadata.metadata().as_ref()
     }
 
+    /// The file of a tensor and its place there.
+    fn find(&self, name: &str) -> Result<(&ShardFile, &TensorInfo)> {
+        let missing = || Error::Missing { name: name.to_owned(), path: self.path.clone() };
+        let file = &self.files[*self.names.get(name).ok_or_else(missing)?];
+        Ok((file, file.metadata.info(name).ok_or_else(missing)?))
+    }
+
     /// Copies a tensor into memory, in the type it is stored in.
     ///
     /// # Errors
     /// [`Error::Missing`] or [`Error::Dtype`].
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
-        let missing = || Error::Missing { name: name.to_owned(), path: self.path.clone() };
-        let file = &self.files[*self.names.get(name).ok_or_else(missing)?];
-        let info = file.metadata.info(name).ok_or_else(missing)?;
+        let (file, info) = self.find(name)?;
         let kind = kind_of(info.dtype)
             .ok_or_else(|| Error::Dtype { name: name.to_owned(), dtype: format!("{:?}", info.dtype) })?;
-        let shape: Vec<i64> = info.shape.iter().map(|&size| size as i64).collect();
         let (start, end) = info.data_offsets;
-        Ok(Tensor::f_from_data_size(&file.map[file.data_start + start..file.data_start + end], &shape, kind)?)
+        let place = file.data_start + start..file.data_start + end;
+        let tensor = Tensor::f_from_data_size(&file.map[place.clone()], &shape_of(info), kind)?;
+        file.map.release(place);
+        Ok(tensor)
+    }
+
+    /// The shape of a tensor.
+    ///
+    /// # Errors
+    /// [`Error::Missing`].
+    pub fn shape(&self, name: &str) -> Result<Vec<i64>> {
+        Ok(shape_of(self.find(name)?.1))
+    }
+
+    /// The type that a tensor is stored in, where libtorch has it.
+    ///
+    /// # Errors
+    /// [`Error::Missing`].
+    pub fn kind(&self, name: &str) -> Result<Option<Kind>> {
+        Ok(kind_of(self.find(name)?.1.dtype))
     }
 
     /// The number of elements of a tensor.
@@ -130,24 +153,24 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::Missing`].
     pub fn numel(&self, name: &str) -> Result<u64> {
-        let missing = || Error::Missing { name: name.to_owned(), path: self.path.clone() };
-        let file = &self.files[*self.names.get(name).ok_or_else(missing)?];
-        let info = file.metadata.info(name).ok_or_else(missing)?;
-        Ok(info.shape.iter().map(|&size| size as u64).product())
+        Ok(self.find(name)?.1.shape.iter().map(|&size| size as u64).product())
     }
 
-    /// Copies a tensor into memory and checks its shape.
+    /// Checks a tensor's shape and copies it into memory.
     ///
     /// # Errors
     /// [`Error::Missing`], [`Error::Dtype`] or [`Error::Shape`].
     pub fn tensor_of_shape(&self, name: &str, shape: &[i64]) -> Result<Tensor> {
-        let tensor = self.tensor(name)?;
-        if tensor.size() == shape {
-            Ok(tensor)
-        } else {
-            Err(Error::Shape { name: name.to_owned(), found: tensor.size(), expected: shape.to_vec() })
+        let found = self.shape(name)?;
+        match found == shape {
+            true => self.tensor(name),
+            false => Err(Error::Shape { name: name.to_owned(), found, expected: shape.to_vec() }),
         }
     }
+}
+
+fn shape_of(info: &TensorInfo) -> Vec<i64> {
+    info.shape.iter().map(|&size| size as i64).collect()
 }
 
 fn kind_of(dtype: Dtype) -> Option<Kind> {

@@ -1,12 +1,19 @@
 //! NF4 and double quantization against bitsandbytes, bit for bit.
 
 use axismapper::model::{self, Quantization, Weight};
-use axismapper::quant::{NF4_CODE, Nf4, dynamic_code};
+use axismapper::quant::{Absmax, DoubleQuantized, NF4_CODE, Nf4, dynamic_code};
 use axismapper::tensor::as_slice;
 use serde_json::Value;
 use tch::{Kind, Tensor};
 
 use super::golden::{PLACEMENT, fixture, tensors};
+
+fn double(weight: &Nf4) -> &DoubleQuantized {
+    match &weight.absmax {
+        Absmax::Double(double) => double,
+        Absmax::Single(_) => panic!("the scales are not quantized"),
+    }
+}
 
 /// Every part of a quantized weight and both of its expansions are those of bitsandbytes.
 fn check(case: &str) {
@@ -14,9 +21,10 @@ fn check(case: &str) {
     let part = |name: &str| file.tensor(&format!("{case}.{name}")).unwrap();
     let weight = Nf4::quantize(&part("source")).unwrap();
     assert_eq!(weight.packed, part("packed").flatten(0, -1), "{case}: nibbles");
-    assert_eq!(weight.absmax.nested_absmax, part("nested_absmax"), "{case}: nested absmax");
-    assert_eq!(f64::from(weight.absmax.offset), part("offset").double_value(&[]), "{case}: offset");
-    assert_eq!(weight.absmax.codes, part("absmax"), "{case}: absmax");
+    let absmax = double(&weight);
+    assert_eq!(absmax.nested_absmax, part("nested_absmax"), "{case}: nested absmax");
+    assert_eq!(f64::from(absmax.offset), part("offset").double_value(&[]), "{case}: offset");
+    assert_eq!(absmax.codes, part("absmax"), "{case}: absmax");
     for (kind, name) in [(Kind::Float, "float32"), (Kind::BFloat16, "bfloat16")] {
         let (found, expected): (Tensor, Tensor) = (weight.dequantize(kind).unwrap(), part(name));
         assert_eq!((found.size(), found.kind()), (expected.size(), kind), "{case}: {name}");
@@ -48,11 +56,12 @@ fn a_whole_model_quantizes_as_in_bitsandbytes() {
             let Weight::Nf4(weight) = &projection.weight else { panic!("a dense projection") };
             let name = format!("model.layers.{idx}.{}.weight", projection.name);
             assert_eq!(weight.packed, file.tensor(&name).unwrap().flatten(0, -1), "{name}");
-            assert_eq!(weight.absmax.codes, file.tensor(&format!("{name}.absmax")).unwrap(), "{name}");
-            assert_eq!(weight.absmax.nested_absmax, file.tensor(&format!("{name}.nested_absmax")).unwrap(), "{name}");
+            let absmax = double(weight);
+            assert_eq!(absmax.codes, file.tensor(&format!("{name}.absmax")).unwrap(), "{name}");
+            assert_eq!(absmax.nested_absmax, file.tensor(&format!("{name}.nested_absmax")).unwrap(), "{name}");
             let state = file.tensor(&format!("{name}.quant_state.bitsandbytes__nf4")).unwrap();
             let state: Value = serde_json::from_slice(as_slice(&state).unwrap()).unwrap();
-            assert_eq!(state["nested_offset"].as_f64(), Some(f64::from(weight.absmax.offset)), "{name}");
+            assert_eq!(state["nested_offset"].as_f64(), Some(f64::from(absmax.offset)), "{name}");
             assert_eq!(serde_json::from_value::<[i64; 2]>(state["shape"].clone()).unwrap(), weight.shape(), "{name}");
         }
     }

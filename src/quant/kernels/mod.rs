@@ -1,3 +1,227 @@
-//! The loops over NF4 bytes, per device.
+//! The loops over NF4 bytes on the CPU, in portable Rust and with the vector instructions that the processor has.
+//!
+//! Work is shared out over the cores here; the loops themselves handle one task's blocks. Every loop gives the bytes of the
+//! portable one, but for the order of the sums in [`multiply`].
 
-pub mod cpu;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+
+use half::bf16;
+use rayon::prelude::*;
+
+use super::absmax::Scales;
+use super::codebook::NF4_CODE;
+use super::nf4::BLOCK;
+
+/// Values handled by one task.
+const TASK: usize = 256 * BLOCK;
+
+/// Blocks whose scales are held on the stack at a time.
+const SCALES: usize = TASK / BLOCK;
+
+/// Rows of `x` that one pass of [`multiply`] over the weight takes.
+const MAX_ROWS: usize = 4;
+
+/// A set of vector instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isa {
+    Portable,
+    /// AVX2 and FMA.
+    Avx2,
+    /// AVX-512 F, BW and VL.
+    Avx512,
+}
+
+impl Isa {
+    /// Whether the processor has it.
+    pub fn is_available(self) -> bool {
+        match self {
+            Self::Portable => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => {
+                is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vl")
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => false,
+        }
+    }
+
+    /// The best that the processor has.
+    pub fn best() -> Self {
+        [Self::Avx512, Self::Avx2].into_iter().find(|isa| isa.is_available()).unwrap_or(Self::Portable)
+    }
+}
+
+/// The parts of an NF4 weight that the loops read.
+#[derive(Clone, Copy, Debug)]
+pub struct Source<'a> {
+    pub packed: &'a [u8],
+    pub scales: Scales<'a>,
+}
+
+/// To which type a value is rounded after the product of code and scale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rounding {
+    None,
+    Bf16,
+    F16,
+    F16ThenBf16,
+}
+
+/// A weight's element that can be quantized.
+pub trait Quantizable: Copy + Send + Sync {
+    /// The same value in f32.
+    fn widen(self) -> f32;
+}
+
+impl Quantizable for f32 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+}
+
+impl Quantizable for bf16 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+}
+
+impl Quantizable for half::f16 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+}
+
+/// The values of a block's 16 codes.
+#[inline(always)]
+fn table(scale: f32, rounding: Rounding) -> [f32; 16] {
+    let values = NF4_CODE.map(|code| code * scale);
+    let round_f16 = |value: f32| half::f16::from_f32(value).to_f32();
+    match rounding {
+        Rounding::None => values,
+        Rounding::Bf16 => values.map(|value| f32::from_bits(u32::from(bf16_bits(value)) << 16)),
+        Rounding::F16 => values.map(round_f16),
+        Rounding::F16ThenBf16 => values.map(|value| f32::from_bits(u32::from(bf16_bits(round_f16(value))) << 16)),
+    }
+}
+
+/// The bits of a finite value rounded to bf16, ties to even.
+#[inline(always)]
+fn bf16_bits(value: f32) -> u16 {
+    let bits = value.to_bits();
+    ((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) as u16
+}
+
+/// The values of a block's 16 codes in bf16.
+#[inline(always)]
+fn table_bf16(scale: f32, rounding: Rounding) -> [u16; 16] {
+    table(scale, rounding).map(bf16_bits)
+}
+
+/// Quantizes `values` into nibbles (first value high) and one scale a block. A block with a value that is not finite has a
+/// scale that is not finite.
+pub fn quantize<T: Quantizable>(isa: Isa, values: &[T], packed: &mut [u8], absmax: &mut [f32]) {
+    values.par_chunks(TASK).zip(packed.par_chunks_mut(TASK / 2)).zip(absmax.par_chunks_mut(SCALES)).for_each(
+        |((values, packed), absmax)| {
+            let mut wide = [0f32; BLOCK];
+            for ((block, packed), absmax) in values.chunks(BLOCK).zip(packed.chunks_mut(BLOCK / 2)).zip(absmax) {
+                let wide = &mut wide[..block.len()];
+                wide.iter_mut().zip(block).for_each(|(wide, value)| *wide = value.widen());
+                *absmax = match isa {
+                    #[cfg(target_arch = "x86_64")]
+                    Isa::Avx512 => avx512::quantize_block(wide, packed),
+                    #[cfg(target_arch = "x86_64")]
+                    Isa::Avx2 => avx2::quantize_block(wide, packed),
+                    _ => portable::quantize_block(wide, packed),
+                };
+            }
+        },
+    );
+}
+
+/// Shares out the blocks: calls `expand` with a task's bytes, scales and output.
+fn for_each_task<T: Send>(source: &Source<'_>, out: &mut [T], expand: impl Fn(&[u8], &[f32], &mut [T]) + Sync) {
+    out.par_chunks_mut(TASK).enumerate().for_each(|(task, out)| {
+        let mut scales = [0f32; SCALES];
+        let scales = &mut scales[..out.len().div_ceil(BLOCK)];
+        source.scales.fill(task * SCALES, scales);
+        expand(&source.packed[task * (TASK / 2)..][..out.len().div_ceil(2)], scales, out);
+    });
+}
+
+/// Expands NF4 into f32, each value `code * scale` in f32, then rounded.
+pub fn dequantize_f32(isa: Isa, source: &Source<'_>, rounding: Rounding, out: &mut [f32]) {
+    for_each_task(source, out, |packed, scales, out| match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => avx512::dequantize_f32(packed, scales, rounding, out),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => avx2::dequantize_f32(packed, scales, rounding, out),
+        _ => portable::dequantize(packed, scales, out, |scale| table(scale, rounding)),
+    });
+}
+
+/// Expands NF4 into bf16, each value `code * scale` in f32, then rounded.
+pub fn dequantize_bf16(isa: Isa, source: &Source<'_>, rounding: Rounding, out: &mut [bf16]) {
+    for_each_task(source, out, |packed, scales, out| match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => avx512::dequantize_bf16(packed, scales, rounding, out),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => avx2::dequantize_bf16(packed, scales, rounding, out),
+        _ => portable::dequantize(packed, scales, out, |scale| table_bf16(scale, rounding).map(bf16::from_bits)),
+    });
+}
+
+/// `out[row][i] = sum(weight[row] * x[i])` for `n` rows of `x`, `[n, columns]`; `out` is `[rows, n]`. Rows of the weight are
+/// whole blocks.
+pub fn multiply(isa: Isa, source: &Source<'_>, rounding: Rounding, x: &[f32], n: usize, out: &mut [f32]) {
+    if n == 0 || out.is_empty() {
+        return;
+    }
+    let (rows, columns) = (out.len() / n, x.len() / n);
+    let lanes = match isa {
+        Isa::Avx512 => 16,
+        Isa::Avx2 => 8,
+        Isa::Portable => 1,
+    };
+    let x = by_nibble(x, lanes);
+    let blocks = columns / BLOCK;
+    // Some ten microseconds a task: far more than it costs to hand it out, little enough that all cores end together.
+    let task_rows = (1usize << 18).div_ceil(columns).clamp(1, rows);
+    out.par_chunks_mut(task_rows * n).enumerate().for_each(|(task, out)| {
+        let mut scales = vec![0f32; blocks];
+        for (idx, out) in out.chunks_mut(n).enumerate() {
+            let row = task * task_rows + idx;
+            source.scales.fill(row * blocks, &mut scales);
+            let packed = &source.packed[row * (columns / 2)..][..columns / 2];
+            for (x, out) in x.chunks(MAX_ROWS * columns).zip(out.chunks_mut(MAX_ROWS)) {
+                match isa {
+                    #[cfg(target_arch = "x86_64")]
+                    Isa::Avx512 => avx512::multiply_row(packed, &scales, rounding, x, out),
+                    #[cfg(target_arch = "x86_64")]
+                    Isa::Avx2 => avx2::multiply_row(packed, &scales, rounding, x, out),
+                    _ => portable::multiply_row(packed, &scales, rounding, x, out),
+                }
+            }
+        }
+    });
+}
+
+/// Reorders every `2 * lanes` values into those of the high nibbles, then those of the low ones.
+fn by_nibble(x: &[f32], lanes: usize) -> Vec<f32> {
+    let mut out = Vec::with_capacity(x.len());
+    for part in x.chunks(2 * lanes) {
+        out.extend(part.iter().step_by(2));
+        out.extend(part.iter().skip(1).step_by(2));
+    }
+    out
+}

@@ -1,0 +1,165 @@
+//! The loops with AVX2 and FMA: a block's 16 values fill two registers, between which the top bit of a code chooses.
+#![allow(unsafe_code)]
+
+use std::arch::x86_64::*;
+
+use half::bf16;
+
+use super::{Rounding, portable, table, table_bf16};
+use crate::quant::nf4::BLOCK;
+
+/// As [`portable::quantize_block`].
+pub fn quantize_block(block: &[f32], packed: &mut [u8]) -> f32 {
+    #[target_feature(enable = "avx2")]
+    fn inner(block: &[f32], packed: &mut [u8]) -> f32 {
+        portable::quantize_block(block, packed)
+    }
+    // SAFETY: the caller chose these instructions because the processor has them (`Isa::is_available`).
+    unsafe { inner(block, packed) }
+}
+
+/// Expands the blocks of a task into f32.
+pub fn dequantize_f32(packed: &[u8], scales: &[f32], rounding: Rounding, out: &mut [f32]) {
+    let n_whole = out.len() / BLOCK;
+    let (whole, rest) = out.split_at_mut(n_whole * BLOCK);
+    // SAFETY: the caller chose these instructions because the processor has them (`Isa::is_available`).
+    unsafe { expand_f32(packed, scales, rounding, whole) }
+    portable::dequantize(&packed[n_whole * BLOCK / 2..], &scales[n_whole..], rest, |scale| table(scale, rounding));
+}
+
+/// Expands the blocks of a task into bf16.
+pub fn dequantize_bf16(packed: &[u8], scales: &[f32], rounding: Rounding, out: &mut [bf16]) {
+    let n_whole = out.len() / BLOCK;
+    let (whole, rest) = out.split_at_mut(n_whole * BLOCK);
+    // SAFETY: the caller chose these instructions because the processor has them (`Isa::is_available`).
+    unsafe { expand_bf16(packed, scales, rounding, whole) }
+    portable::dequantize(&packed[n_whole * BLOCK / 2..], &scales[n_whole..], rest, |scale| {
+        table_bf16(scale, rounding).map(bf16::from_bits)
+    });
+}
+
+/// One row of the weight times up to four rows of `x`, each reordered by nibble in lanes of 8.
+pub fn multiply_row(packed: &[u8], scales: &[f32], rounding: Rounding, x: &[f32], out: &mut [f32]) {
+    // SAFETY: the caller chose these instructions because the processor has them (`Isa::is_available`).
+    unsafe {
+        match out {
+            [a] => [*a] = dot::<1>(packed, scales, rounding, x),
+            [a, b] => [*a, *b] = dot::<2>(packed, scales, rounding, x),
+            [a, b, c] => [*a, *b, *c] = dot::<3>(packed, scales, rounding, x),
+            [a, b, c, d] => [*a, *b, *c, *d] = dot::<4>(packed, scales, rounding, x),
+            _ => {}
+        }
+    }
+}
+
+/// The values of a block's 16 codes, codes 0 to 7 and 8 to 15.
+struct Values(__m256, __m256);
+
+impl Values {
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    fn new(scale: f32, rounding: Rounding) -> Self {
+        let table = table(scale, rounding);
+        Self(load_f32(&table[..8]), load_f32(&table[8..]))
+    }
+
+    /// The values of eight codes: `index` has a code in the low four bits of each lane, `top` its fourth bit as the sign.
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    fn look_up(&self, index: __m256i, top: __m256i) -> __m256 {
+        let lower = _mm256_permutevar8x32_ps(self.0, index);
+        let upper = _mm256_permutevar8x32_ps(self.1, index);
+        _mm256_blendv_ps(lower, upper, _mm256_castsi256_ps(top))
+    }
+
+    /// The values of eight bytes' high and low nibbles.
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    fn nibbles(&self, bytes: &[u8]) -> (__m256, __m256) {
+        let bytes = &bytes[..8];
+        // SAFETY: 8 bytes are there; the load needs no alignment.
+        let bytes = _mm256_cvtepu8_epi32(unsafe { _mm_loadl_epi64(bytes.as_ptr().cast()) });
+        let high = self.look_up(_mm256_srli_epi32::<4>(bytes), _mm256_slli_epi32::<24>(bytes));
+        (high, self.look_up(bytes, _mm256_slli_epi32::<28>(bytes)))
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn load_f32(values: &[f32]) -> __m256 {
+    let values = &values[..8];
+    // SAFETY: 8 values are there; the load needs no alignment.
+    unsafe { _mm256_loadu_ps(values.as_ptr()) }
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn expand_f32(packed: &[u8], scales: &[f32], rounding: Rounding, out: &mut [f32]) {
+    for ((out, packed), &scale) in out.chunks_exact_mut(BLOCK).zip(packed.chunks_exact(BLOCK / 2)).zip(scales) {
+        let values = Values::new(scale, rounding);
+        for (out, bytes) in out.chunks_exact_mut(16).zip(packed.chunks_exact(8)) {
+            let (high, low) = values.nibbles(bytes);
+            // Pairs 0, 1, 4, 5 and 2, 3, 6, 7: unpacking works within halves of a register.
+            let (a, b) = (_mm256_unpacklo_ps(high, low), _mm256_unpackhi_ps(high, low));
+            // SAFETY: `out` has 16 elements; the stores need no alignment.
+            unsafe {
+                _mm256_storeu_ps(out.as_mut_ptr(), _mm256_permute2f128_ps::<0x20>(a, b));
+                _mm256_storeu_ps(out.as_mut_ptr().add(8), _mm256_permute2f128_ps::<0x31>(a, b));
+            }
+        }
+    }
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn expand_bf16(packed: &[u8], scales: &[f32], rounding: Rounding, out: &mut [bf16]) {
+    let low_nibble = _mm_set1_epi8(15);
+    for ((out, packed), &scale) in out.chunks_exact_mut(BLOCK).zip(packed.chunks_exact(BLOCK / 2)).zip(scales) {
+        let table = table_bf16(scale, rounding);
+        let bytes_of = |shift: u32| table.map(|value| (value >> shift) as u8);
+        let (lower, upper) = (bytes_of(0), bytes_of(8));
+        // SAFETY: both have 16 bytes; the loads need no alignment.
+        let (lower, upper) =
+            unsafe { (_mm_loadu_si128(lower.as_ptr().cast()), _mm_loadu_si128(upper.as_ptr().cast())) };
+        for (out, bytes) in out.chunks_exact_mut(32).zip(packed.chunks_exact(16)) {
+            // SAFETY: 16 bytes are there; the load needs no alignment.
+            let bytes = unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) };
+            let high = _mm_and_si128(_mm_srli_epi16::<4>(bytes), low_nibble);
+            let low = _mm_and_si128(bytes, low_nibble);
+            // Codes in the order of the values, 16 and 16.
+            for (out, codes) in
+                out.chunks_exact_mut(16).zip([_mm_unpacklo_epi8(high, low), _mm_unpackhi_epi8(high, low)])
+            {
+                let (lower, upper) = (_mm_shuffle_epi8(lower, codes), _mm_shuffle_epi8(upper, codes));
+                // SAFETY: `out` has 16 elements of two bytes; the stores need no alignment.
+                unsafe {
+                    _mm_storeu_si128(out.as_mut_ptr().cast(), _mm_unpacklo_epi8(lower, upper));
+                    _mm_storeu_si128(out.as_mut_ptr().add(8).cast(), _mm_unpackhi_epi8(lower, upper));
+                }
+            }
+        }
+    }
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn dot<const N: usize>(packed: &[u8], scales: &[f32], rounding: Rounding, x: &[f32]) -> [f32; N] {
+    let columns = 2 * packed.len();
+    let mut sums = [[_mm256_setzero_ps(); 2]; N];
+    for (block, (packed, &scale)) in packed.chunks_exact(BLOCK / 2).zip(scales).enumerate() {
+        let values = Values::new(scale, rounding);
+        for (part, bytes) in packed.chunks_exact(8).enumerate() {
+            let (high, low) = values.nibbles(bytes);
+            for (row, [a, b]) in sums.iter_mut().enumerate() {
+                let x = &x[row * columns + block * BLOCK + 16 * part..][..16];
+                *a = _mm256_fmadd_ps(high, load_f32(&x[..8]), *a);
+                *b = _mm256_fmadd_ps(low, load_f32(&x[8..]), *b);
+            }
+        }
+    }
+    let mut out = [0f32; N];
+    for (out, [a, b]) in out.iter_mut().zip(sums) {
+        let sum = _mm256_add_ps(a, b);
+        let sum = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps::<1>(sum));
+        let sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+        *out = _mm_cvtss_f32(_mm_add_ss(sum, _mm_shuffle_ps::<1>(sum, sum)));
+    }
+    out
+}
