@@ -99,36 +99,59 @@ impl Lora {
         dropout: Option<Rng>,
     ) -> Result<Tensor> {
         let kind = x.f_kind()?;
-        let mask = match dropout {
-            Some(mut rng) if self.dropout > 0.0 => Some(rng.dropout_mask(&x.size(), self.dropout)?),
-            _ => None,
-        };
-        let drops = mask.is_some();
-        let dropped = match mask {
-            Some(mask) => x.f_mul(&mask.f_to_device(x.device())?.f_to_kind(kind)?)?,
-            None => x.shallow_clone(),
-        };
-        let low_rank = |x: &Tensor| -> Result<Tensor> {
-            let inner = x.f_linear(&self.lora_a.f_to_kind(kind)?, None::<&Tensor>)?;
-            Ok(inner.f_linear(&self.lora_b.f_to_kind(kind)?, None::<&Tensor>)?.f_mul_scalar(self.scaling)?)
-        };
         let base = x.f_linear(weight, None::<&Tensor>)?;
-        let y = match (&self.magnitude, norm) {
-            (Some(magnitude), Some(norm)) => {
-                let gain = magnitude.f_div(norm)?.f_to_kind(kind)?;
-                if drops {
-                    let dropped_base = dropped.f_linear(weight, None::<&Tensor>)?;
-                    let change = (low_rank(&dropped)?.f_add(&dropped_base)?).f_mul(&gain)?.f_sub(&dropped_base)?;
-                    base.f_add(&change)?
-                } else {
-                    base.f_add(&low_rank(&dropped)?)?.f_mul(&gain)?
-                }
+        let dropped = match dropout {
+            Some(mut rng) if self.dropout > 0.0 => {
+                let mask = rng.dropout_mask(&x.size(), self.dropout)?;
+                x.f_mul(&mask.f_to_device(x.device())?.f_to_kind(kind)?)?
             }
-            _ => base.f_add(&low_rank(&dropped)?)?,
+            _ => return self.forward_from(base, x, bias, norm, kind),
         };
-        Ok(match bias {
-            Some(bias) => y.f_add(bias)?,
-            None => y,
+        let low_rank = self.low_rank(&dropped, kind)?;
+        let y = match self.gain(norm, kind)? {
+            Some(gain) => {
+                let dropped_base = dropped.f_linear(weight, None::<&Tensor>)?;
+                let change = low_rank.f_add(&dropped_base)?.f_mul(&gain)?.f_sub(&dropped_base)?;
+                base.f_add(&change)?
+            }
+            None => base.f_add(&low_rank)?,
+        };
+        add_bias(y, bias)
+    }
+
+    /// As [`Lora::forward`] without dropout, when the base layer's output `W x` `[tokens, out]` is there already. The low-rank
+    /// product is computed in `compute`.
+    ///
+    /// # Errors
+    /// When shapes do not fit or memory is short.
+    pub fn forward_from(
+        &self,
+        base: Tensor,
+        x: &Tensor,
+        bias: Option<&Tensor>,
+        norm: Option<&Tensor>,
+        compute: Kind,
+    ) -> Result<Tensor> {
+        let kind = base.f_kind()?;
+        let sum = base.f_add(&self.low_rank(x, compute)?.f_to_kind(kind)?)?;
+        let y = match self.gain(norm, kind)? {
+            Some(gain) => sum.f_mul(&gain)?,
+            None => sum,
+        };
+        add_bias(y, bias)
+    }
+
+    /// `s B A x` in `kind`.
+    fn low_rank(&self, x: &Tensor, kind: Kind) -> Result<Tensor> {
+        let inner = x.f_to_kind(kind)?.f_linear(&self.lora_a.f_to_kind(kind)?, None::<&Tensor>)?;
+        Ok(inner.f_linear(&self.lora_b.f_to_kind(kind)?, None::<&Tensor>)?.f_mul_scalar(self.scaling)?)
+    }
+
+    /// DoRA's `m / norm` in `kind`, `[out]`.
+    fn gain(&self, norm: Option<&Tensor>, kind: Kind) -> Result<Option<Tensor>> {
+        Ok(match (&self.magnitude, norm) {
+            (Some(magnitude), Some(norm)) => Some(magnitude.f_div(norm)?.f_to_kind(kind)?),
+            _ => None,
         })
     }
 
@@ -149,6 +172,13 @@ impl Lora {
             })
         })
     }
+}
+
+fn add_bias(y: Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    Ok(match bias {
+        Some(bias) => y.f_add(bias)?,
+        None => y,
+    })
 }
 
 /// Row norms of `W + s B A` in f32, `[out]`, without gradient:

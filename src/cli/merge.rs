@@ -46,7 +46,7 @@ enum OntoArg {
 }
 
 /// A size with the decimal units that Hugging Face uses.
-fn parse_size(text: &str) -> Result<u64, String> {
+pub(super) fn parse_size(text: &str) -> Result<u64, String> {
     let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
     let factor = match text[split..].to_ascii_uppercase().as_str() {
         "" | "B" => 1.0,

@@ -5,9 +5,12 @@ mod data;
 mod demo;
 mod device;
 mod eval;
+mod init;
 mod merge;
 mod model;
 mod predict;
+mod quantize;
+mod score;
 mod train;
 
 use std::io::{self, Write};
@@ -40,6 +43,9 @@ enum Command {
     Train(train::Args),
     Eval(eval::Args),
     Predict(predict::Args),
+    Score(score::Args),
+    Init(init::Args),
+    Quantize(quantize::Args),
     Merge(merge::Args),
 }
 
@@ -69,6 +75,9 @@ fn run(cli: Cli, stop: &Stop, out: &mut dyn Write) -> Result<(), Failure> {
         Command::Train(args) => train::run(&args, &console, stop, out),
         Command::Eval(args) => eval::run(&args, &console, stop, out),
         Command::Predict(args) => predict::run(&args, &console, stop, out),
+        Command::Score(args) => score::run(&args, &console, stop, out),
+        Command::Init(args) => init::run(&args, &console, stop, out),
+        Command::Quantize(args) => quantize::run(&args, &console, stop, out),
         Command::Merge(args) => merge::run(&args, &console, stop, out),
     }
 }

@@ -1,6 +1,6 @@
 //! `--model`, `--adapter`, `--quant`, `--dtype`: the model that a command runs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args as ClapArgs, ValueEnum};
 use tch::Kind;
@@ -57,14 +57,23 @@ impl Dtype {
     }
 }
 
+/// The folder of a `--model` or `--adapter`, whatever form it was given in; `what` names it in messages.
+///
+/// # Errors
+/// When there is none.
+pub fn folder_of(what: &'static str, path: &Path) -> Result<PathBuf, Failure> {
+    require_folder(what, path)?;
+    Ok(path.to_owned())
+}
+
 /// Loads model, adapter and tokenizer.
 ///
 /// # Errors
 /// When no model is named, a folder is missing, or its files do not fit together.
 pub fn load_model(args: &ModelArgs) -> Result<(Qwen2, Tokenizer), Failure> {
     let Some(path) = &args.model else { return Err(NoModel.into()) };
-    require_folder("model", path)?;
-    args.adapter.iter().try_for_each(|path| require_folder("adapter", path))?;
+    let path = &folder_of("model", path)?;
+    let adapter_dir = args.adapter.as_ref().map(|path| folder_of("adapter", path)).transpose()?;
     let placement = Placement { device: device::parse(&args.device)?, dtype: args.dtype.kind() };
     let quantization = match args.quant {
         Quant::Nf4 => Quantization::Nf4,
@@ -72,7 +81,7 @@ pub fn load_model(args: &ModelArgs) -> Result<(Qwen2, Tokenizer), Failure> {
     };
     let tokenizer = Tokenizer::load(path)?;
     let mut model = model::load(path, placement, quantization)?;
-    if let Some(dir) = &args.adapter {
+    if let Some(dir) = &adapter_dir {
         model::attach_adapter(&mut model, adapter::load(dir)?)?;
     }
     Ok((model, tokenizer))

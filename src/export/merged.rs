@@ -109,12 +109,7 @@ pub fn merge(request: &MergeRequest<'_>, stop: &Stop, mut merged_tensor: impl Fn
         // An index left by an earlier, sharded merge would be read instead of the new weights.
         std::fs::remove_file(&index_path).map_err(fsio::Error::io("remove", &index_path))?;
     }
-    for file in TOKENIZER_FILES {
-        let source = base.join(file);
-        if source.exists() {
-            std::fs::copy(&source, out.join(file)).map_err(fsio::Error::io("copy", &source))?;
-        }
-    }
+    copy_beside_weights(base, out)?;
     let dtype_name = match dtype {
         Kind::BFloat16 => "bfloat16",
         Kind::Half => "float16",
@@ -122,6 +117,20 @@ pub fn merge(request: &MergeRequest<'_>, stop: &Stop, mut merged_tensor: impl Fn
     };
     save_configs(&config, dtype_name, out, request.end_token, request.pad_token)?;
     Ok(result)
+}
+
+/// Copies the tokenizer's files, those that are there.
+///
+/// # Errors
+/// When a file cannot be copied.
+pub fn copy_beside_weights(base: &Path, out: &Path) -> Result<()> {
+    for file in TOKENIZER_FILES {
+        let source = base.join(file);
+        if source.exists() {
+            std::fs::copy(&source, out.join(file)).map_err(fsio::Error::io("copy", &source))?;
+        }
+    }
+    Ok(())
 }
 
 fn same_folder(a: &Path, b: &Path) -> bool {

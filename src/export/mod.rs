@@ -4,7 +4,7 @@ mod divergence;
 mod merged;
 
 pub use divergence::{Divergence, divergence};
-pub use merged::{MergeRequest, Merged, Onto, merge};
+pub use merged::{MergeRequest, Merged, Onto, copy_beside_weights, merge};
 
 use std::path::PathBuf;
 

@@ -32,18 +32,23 @@ impl Block {
         let [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj] = &mut self.projections;
         let tokens = x.size()[0];
         let heads = |x: Tensor, n_heads: i64| x.f_view([tokens, n_heads, config.head_dim]);
+        let decodes = matches!(context, Context::Decode(..));
+        let mut apply = |projection: &mut Projection, x: &Tensor| match decodes {
+            true => projection.decode(x, workspace),
+            false => projection.forward(x, dropout_seed, workspace),
+        };
 
         let normed = rms_norm(x, &self.input_layernorm, config.rms_norm_eps)?;
-        let q = heads(q_proj.forward(&normed, dropout_seed, workspace)?, config.num_attention_heads)?;
-        let k = heads(k_proj.forward(&normed, dropout_seed, workspace)?, config.num_key_value_heads)?;
-        let v = heads(v_proj.forward(&normed, dropout_seed, workspace)?, config.num_key_value_heads)?;
+        let q = heads(apply(q_proj, &normed)?, config.num_attention_heads)?;
+        let k = heads(apply(k_proj, &normed)?, config.num_key_value_heads)?;
+        let v = heads(apply(v_proj, &normed)?, config.num_key_value_heads)?;
         let attended = attend(context, &rotation.apply(&q)?, &rotation.apply(&k)?, &v)?;
-        let x = x.f_add(&o_proj.forward(&attended, dropout_seed, workspace)?)?;
+        let x = x.f_add(&apply(o_proj, &attended)?)?;
 
         let normed = rms_norm(&x, &self.post_attention_layernorm, config.rms_norm_eps)?;
-        let gate = gate_proj.forward(&normed, dropout_seed, workspace)?.f_silu()?;
-        let up = up_proj.forward(&normed, dropout_seed, workspace)?;
-        Ok(x.f_add(&down_proj.forward(&gate.f_mul(&up)?, dropout_seed, workspace)?)?)
+        let gate = apply(gate_proj, &normed)?.f_silu()?;
+        let up = apply(up_proj, &normed)?;
+        Ok(x.f_add(&apply(down_proj, &gate.f_mul(&up)?)?)?)
     }
 
     /// The block's own weights below its path, dense ones only: norms, then weights and biases.

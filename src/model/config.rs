@@ -81,7 +81,11 @@ impl Config {
         Self::from_json(fsio::read_json(path)?, path)
     }
 
-    fn from_json(value: Value, path: &Path) -> Result<Self> {
+    /// The shape in a JSON value; `path` serves messages.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn from_json(value: Value, path: &Path) -> Result<Self> {
         let architecture = |stored: &Value| {
             stored["architectures"][0].as_str().or(stored["model_type"].as_str()).unwrap_or("none").to_owned()
         };

@@ -24,7 +24,9 @@ pub use projection::{Projection, Weight};
 pub use qwen2::{Head, Parameter, Qwen2};
 pub use rope::Rotation;
 pub use save::{save, save_configs};
-pub use write::{EndTokens, WriteRequest, count_weights, init_folder, quantize_folder};
+pub use write::{
+    EndTokens, WriteRequest, count_parameters, count_weights, estimate_bytes, init_folder, quantize_folder,
+};
 
 use std::path::PathBuf;
 

@@ -9,6 +9,9 @@ use crate::adapter::{Lora, dora_norm, row_norms_squared};
 use crate::quant::Nf4;
 use crate::tensor::Rng;
 
+/// The most rows for which multiplying an NF4 weight as it is beats expanding it first (measured: docs/benchmarks.md).
+const MAX_FUSED_ROWS: i64 = 16;
+
 /// The weight of a linear layer, `[out, in]`.
 #[derive(Debug)]
 pub enum Weight {
@@ -109,5 +112,31 @@ impl Projection {
         }
         let dropout = dropout_seed.map(|seed| Rng::named(seed, self.name));
         Ok(adapter.lora.forward(x, &weight, self.bias.as_ref(), adapter.norm.as_ref(), dropout)?)
+    }
+
+    /// Applies the layer to the few rows of a decoding step, `x` `[n, in]`, giving `[n, out]`: an NF4 weight is multiplied as it
+    /// is, not expanded, and an adapter's own product is computed in f32, as PEFT does outside autocast. No gradient.
+    ///
+    /// # Errors
+    /// When shapes do not fit or memory is short.
+    pub fn decode(&mut self, x: &Tensor, workspace: &mut Workspace) -> Result<Tensor> {
+        let is_small = x.size().first().is_some_and(|&n| n <= MAX_FUSED_ROWS);
+        match &self.weight {
+            Weight::Nf4(weight) if is_small && weight.can_multiply() => {
+                let base = weight.multiply(x)?;
+                let Some(adapter) = &mut self.adapter else {
+                    return Ok(match &self.bias {
+                        Some(bias) => base.f_add(bias)?,
+                        None => base,
+                    });
+                };
+                if let (None, Some(squared)) = (&adapter.norm, &adapter.weight_squared) {
+                    let weight = workspace.expand(self.name, weight, x.f_kind()?)?;
+                    adapter.norm = Some(dora_norm(&adapter.lora, &weight, squared)?);
+                }
+                Ok(adapter.lora.forward_from(base, x, self.bias.as_ref(), adapter.norm.as_ref(), Kind::Float)?)
+            }
+            _ => self.forward(x, None, workspace),
+        }
     }
 }

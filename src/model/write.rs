@@ -87,6 +87,21 @@ pub fn count_weights(config: &Config) -> u64 {
     weights_of(config).len() as u64
 }
 
+/// The number of parameters, tied ones counted once.
+pub fn count_parameters(config: &Config) -> u64 {
+    weights_of(config).iter().map(|(_, shape, _)| shape.iter().product::<i64>() as u64).sum()
+}
+
+/// About how many bytes the weights take in a file, `dense_bytes` a value where they are not in NF4.
+pub fn estimate_bytes(config: &Config, nf4: bool, dense_bytes: u64) -> u64 {
+    let size = |(_, shape, is_linear): &(String, Vec<i64>, bool)| {
+        let n = shape.iter().product::<i64>() as u64;
+        // Half a byte a value, one a block of 64 for its scale.
+        if nf4 && *is_linear { n / 2 + n / 64 } else { n * dense_bytes }
+    };
+    weights_of(config).iter().map(size).sum()
+}
+
 /// Every weight of a model: its name, its shape, whether it is a linear layer of a block.
 fn weights_of(config: &Config) -> Vec<(String, Vec<i64>, bool)> {
     let (vocab, hidden) = (config.vocab_size, config.hidden_size);

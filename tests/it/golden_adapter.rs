@@ -178,6 +178,8 @@ fn a_saved_adapter_has_the_tensors_of_one_saved_by_peft() {
             let pair: (Tensor, Tensor) = (found.tensor(key).unwrap(), expected.tensor(key).unwrap());
             assert!(pair.0.kind() == pair.1.kind() && pair.0 == pair.1, "{name}: {key}");
         }
+        let bytes = |dir: &std::path::Path| std::fs::read(dir.join("adapter_model.safetensors")).unwrap();
+        assert!(bytes(out.path()) == bytes(&folder), "{name}");
         assert_eq!(adapter::load(out.path()).unwrap().settings, read.settings, "{name}");
     }
 }

@@ -17,6 +17,8 @@ mod golden_train;
 mod http;
 mod http_server;
 mod metrics;
+mod model_cli;
+mod model_files;
 mod resume;
 mod text;
 mod tidy;

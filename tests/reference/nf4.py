@@ -9,6 +9,7 @@ import pathlib
 
 import bitsandbytes.functional as bnb
 import torch
+from bitsandbytes.nn import Linear4bit
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import models
@@ -76,26 +77,46 @@ def write(out: pathlib.Path) -> None:
             "nested_quant_map": state.state2.code,
         }
     save_tensors(out / "nf4" / "cases.safetensors", tensors)
-    _write_checkpoint(out / "tiny" / "tied", out / "nf4" / "quantized")
+    _write_checkpoint(out / "tiny" / "tied", out / "nf4" / "quantized", torch.float32)
+    _write_checkpoint(out / "tiny" / "untied", out / "nf4" / "quantized_bf16", torch.bfloat16)
+    _write_checkpoint(out / "tiny" / "untied", out / "nf4" / "quantized_single", torch.bfloat16, double_quant=False)
+    _write_logits(out)
 
 
-def _write_checkpoint(source: pathlib.Path, folder: pathlib.Path) -> None:
+def _write_checkpoint(source: pathlib.Path, folder: pathlib.Path, dtype: torch.dtype, double_quant: bool = True) -> None:
     """As transformers saves a model that it loaded with `load_in_4bit`."""
     settings = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.float32,
+        bnb_4bit_use_double_quant=double_quant,
+        bnb_4bit_compute_dtype=dtype,
     )
-    model = AutoModelForCausalLM.from_pretrained(
-        source, quantization_config=settings, dtype=torch.float32, device_map="cpu"
-    )
+    model = AutoModelForCausalLM.from_pretrained(source, quantization_config=settings, dtype=dtype, device_map="cpu")
     model.save_pretrained(folder)
     (folder / "generation_config.json").unlink(missing_ok=True)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
-    plain, stored = models.load(source), load_file(folder / "model.safetensors")
+    plain, stored = models.load(source, dtype=dtype), load_file(folder / "model.safetensors")
     name = "model.layers.1.mlp.down_proj.weight"
-    packed, state = quantize(plain.get_parameter(name).data)
+    weight = plain.get_parameter(name).data
+    packed, state = bnb.quantize_4bit(weight, blocksize=64, compress_statistics=double_quant, quant_type="nf4")
     assert torch.equal(stored[name], packed) and torch.equal(stored[f"{name}.absmax"], state.absmax)
+
+
+def _write_logits(out: pathlib.Path) -> None:
+    """`NAME.logits`: the stored 4-bit checkpoints' answers to the untied records in a row, computed in f32. Their weights expand
+    to bf16, the type they were quantized from, before they are widened."""
+    found = {}
+    for name in ["quantized_bf16", "quantized_single"]:
+        stored = AutoModelForCausalLM.from_pretrained(out / "nf4" / name, dtype=torch.bfloat16, device_map="cpu")
+        plain = models.load(out / "tiny" / "untied")
+        for path, module in stored.named_modules():
+            if isinstance(module, Linear4bit):
+                weight = bnb.dequantize_4bit(module.weight.data, module.weight.quant_state)
+                assert weight.dtype == torch.bfloat16
+                plain.get_submodule(path).weight.data = weight.float()
+        with torch.no_grad():
+            logits = [models.logits_of(plain, record["input_ids"]) for record in models.records(plain.config.vocab_size)]
+        found[f"{name}.logits"] = torch.cat(logits)
+    save_tensors(out / "nf4" / "logits.safetensors", found)

@@ -25,6 +25,12 @@ const SCALES: usize = TASK / BLOCK;
 /// Rows of `x` that one pass of [`multiply`] over the weight takes.
 const MAX_ROWS: usize = 4;
 
+/// Products of a multiplication that is done before another core is awake.
+const SMALL: usize = 1 << 19;
+
+/// Products that one task of [`multiply`] takes: some ten microseconds, so that all cores end together.
+const TASK_PRODUCTS: usize = 1 << 18;
+
 /// A set of vector instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
@@ -195,14 +201,11 @@ pub fn multiply(isa: Isa, source: &Source<'_>, rounding: Rounding, x: &[f32], n:
     };
     let x = by_nibble(x, lanes);
     let blocks = columns / BLOCK;
-    // Some ten microseconds a task: far more than it costs to hand it out, little enough that all cores end together.
-    let task_rows = (1usize << 18).div_ceil(columns).clamp(1, rows);
-    out.par_chunks_mut(task_rows * n).enumerate().for_each(|(task, out)| {
+    let multiply_rows = |first: usize, out: &mut [f32]| {
         let mut scales = vec![0f32; blocks];
         for (idx, out) in out.chunks_mut(n).enumerate() {
-            let row = task * task_rows + idx;
-            source.scales.fill(row * blocks, &mut scales);
-            let packed = &source.packed[row * (columns / 2)..][..columns / 2];
+            source.scales.fill((first + idx) * blocks, &mut scales);
+            let packed = &source.packed[(first + idx) * (columns / 2)..][..columns / 2];
             for (x, out) in x.chunks(MAX_ROWS * columns).zip(out.chunks_mut(MAX_ROWS)) {
                 match isa {
                     #[cfg(target_arch = "x86_64")]
@@ -213,7 +216,12 @@ pub fn multiply(isa: Isa, source: &Source<'_>, rounding: Rounding, x: &[f32], n:
                 }
             }
         }
-    });
+    };
+    if rows * columns * n <= SMALL {
+        return multiply_rows(0, out);
+    }
+    let task_rows = (TASK_PRODUCTS / (columns * n)).clamp(1, rows);
+    out.par_chunks_mut(task_rows * n).enumerate().for_each(|(task, out)| multiply_rows(task * task_rows, out));
 }
 
 /// Reorders every `2 * lanes` values into those of the high nibbles, then those of the low ones.
