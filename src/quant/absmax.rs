@@ -2,15 +2,13 @@
 
 use tch::{Kind, Tensor};
 
+use super::blockwise::DynamicCode;
 use super::codebook::dynamic_code;
 use super::{Error, Result};
 use crate::tensor::{as_slice, as_slice_mut};
 
 /// Scales that share one second-level scale.
 pub(super) const NESTED_BLOCK: usize = 256;
-
-/// Steps from -1 to 1 at which a normalised scale is looked up.
-const N_STEPS: usize = 65_535;
 
 /// One scale for each 64 values of a weight.
 #[derive(Debug)]
@@ -115,19 +113,10 @@ impl DoubleQuantized {
         let mean = absmax.f_mean(Kind::Float)?;
         let centred = absmax.f_sub(&mean)?;
         let values = as_slice::<f32>(&centred)?;
-        let nearest = nearest_codes();
+        let dynamic = DynamicCode::signed();
         let mut codes = Tensor::f_zeros([values.len() as i64], (Kind::Uint8, absmax.device()))?;
-        let mut nested = Vec::with_capacity(values.len().div_ceil(NESTED_BLOCK));
-        let out = as_slice_mut::<u8>(&mut codes)?;
-        for (block, out) in values.chunks(NESTED_BLOCK).zip(out.chunks_mut(NESTED_BLOCK)) {
-            let scale = block.iter().fold(0f32, |max, value| max.max(value.abs()));
-            // In a block of zeros this is infinite, its products are NaN, and their step is 0: any code times 0 is 0.
-            let reciprocal = 1.0 / scale;
-            for (value, out) in block.iter().zip(out) {
-                *out = nearest[step_of(value * reciprocal)];
-            }
-            nested.push(scale);
-        }
+        let blocks = values.chunks(NESTED_BLOCK).zip(as_slice_mut::<u8>(&mut codes)?.chunks_mut(NESTED_BLOCK));
+        let nested: Vec<f32> = blocks.map(|(block, out)| dynamic.quantize_block(block, out)).collect();
         Ok(Self {
             codes,
             nested_absmax: Tensor::f_from_slice(&nested)?,
@@ -135,23 +124,6 @@ impl DoubleQuantized {
             code: Box::new(dynamic_code()),
         })
     }
-}
-
-/// The step of a value in [-1, 1], NaN's is 0.
-fn step_of(value: f32) -> usize {
-    ((value.clamp(-1.0, 1.0) + 1.0) * 0.5 * N_STEPS as f32 + 0.5) as usize
-}
-
-/// The index of the code value nearest to each step. bitsandbytes on the CPU looks codes up in this way; on CUDA it compares
-/// with the midpoints, which gives the neighbouring code where a scale is within a step of a midpoint, once in 500 scales.
-fn nearest_codes() -> Vec<u8> {
-    let code = dynamic_code();
-    let nearest = |value: f64| {
-        let upper = code.partition_point(|&c| f64::from(c) < value).clamp(1, 255);
-        let (below, above) = (value - f64::from(code[upper - 1]), f64::from(code[upper]) - value);
-        if below <= above { (upper - 1) as u8 } else { upper as u8 }
-    };
-    (0..=N_STEPS).map(|step| nearest(step as f64 * 2.0 / N_STEPS as f64 - 1.0)).collect()
 }
 
 #[cfg(test)]
@@ -175,19 +147,5 @@ mod tests {
             // The widest gap of the code is 0.9 / 64; the scales spread over 0.01.
             assert!((back - was).abs() < 0.01 * 0.9 / 64.0, "{back} for {was}");
         }
-    }
-
-    #[test]
-    fn nearest_is_nearest_within_a_step() {
-        let (code, nearest) = (dynamic_code(), nearest_codes());
-        let mut rng = Rng::named(6, "nearest");
-        for _ in 0..2000 {
-            let value = rng.next_f32() * 2.0 - 1.0;
-            let best = code.iter().map(|c| (c - value).abs()).fold(f32::MAX, f32::min);
-            let found = (code[nearest[step_of(value)] as usize] - value).abs();
-            assert!(found <= best + 2.1 / N_STEPS as f32, "{value}: {found}, {best} is possible");
-        }
-        // No step is at 0: its value falls on one 1.5e-5 above, as in bitsandbytes 0.50.2 on the CPU.
-        assert_eq!([-1.0, 0.0, 1.0, 7.0, f32::NAN].map(|value| nearest[step_of(value)]), [0, 131, 255, 255, 0]);
     }
 }

@@ -29,15 +29,24 @@ pub fn nf4_thresholds() -> [f32; 15] {
 /// The signed dynamic 8-bit code (Dettmers, 1511.04561), ascending: seven exponents of ten, the number of fraction
 /// values doubling with each, then 0 and 1. Equal to `bitsandbytes.functional.create_dynamic_map()`.
 pub fn dynamic_code() -> [f32; 256] {
+    dynamic(0, |mean| [mean, -mean])
+}
+
+/// The same for values that are never negative: the sign's bit goes to the fraction. Equal to
+/// `bitsandbytes.functional.create_dynamic_map(signed=False)`.
+pub fn unsigned_dynamic_code() -> [f32; 256] {
+    dynamic(1, |mean| [mean])
+}
+
+fn dynamic<const N: usize>(extra_bits: i32, signs: impl Fn(f32) -> [f32; N]) -> [f32; 256] {
     let mut code = Vec::with_capacity(256);
     for exponent in 0..7 {
-        let n_boundaries = (1usize << exponent) + 1;
+        let n_boundaries = (1usize << (exponent + extra_bits)) + 1;
         let boundaries = linspace(0.1, 1.0, n_boundaries);
         // The reference multiplies an f32 tensor by a Python float: the factor is rounded to f32 first.
         let scale = 10f64.powi(exponent - 6) as f32;
         for pair in boundaries.windows(2) {
-            let mean = (pair[0] + pair[1]) / 2.0 * scale;
-            code.extend([mean, -mean]);
+            code.extend(signs((pair[0] + pair[1]) / 2.0 * scale));
         }
     }
     code.extend([0.0, 1.0]);
@@ -66,5 +75,9 @@ mod tests {
         assert!(code.windows(2).all(|pair| pair[0] < pair[1]));
         assert_eq!((code[127], code[255]), (0.0, 1.0));
         assert!((code[0] + 0.992_968_8).abs() < 1e-6, "{}", code[0]);
+        let code = unsigned_dynamic_code();
+        assert!(code.windows(2).all(|pair| pair[0] < pair[1]));
+        assert_eq!((code[0], code[255]), (0.0, 1.0));
+        assert!((code[1] - 3.25e-7).abs() < 1e-12, "{}", code[1]);
     }
 }

@@ -1,12 +1,14 @@
 //! NF4: 4-bit weights with double-quantized block scales, byte-equal to bitsandbytes (QLoRA, 2305.14314).
 
 mod absmax;
+mod blockwise;
 mod bnb;
 mod codebook;
 mod kernels;
 mod nf4;
 
 pub use absmax::{Absmax, DoubleQuantized};
+pub use blockwise::DynamicCode;
 pub use bnb::{QUANT_STATE, is_stored, load, quantization_config, refuse_other_schemes, stored_tensors};
 pub use codebook::{NF4_CODE, dynamic_code};
 pub use kernels::Isa;
