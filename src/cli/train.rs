@@ -1,22 +1,29 @@
 //! `axismapper train`: stage files in order, each starting from the adapter of the one before.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args as ClapArgs;
+use serde_json::json;
 
-use super::{device, write_line};
+use super::{device, write_json, write_line};
 use crate::config::{self, Override};
 use crate::diag::Failure;
-use crate::pipeline::{StageRequest, run_stage};
+use crate::pipeline::{StageRequest, preview_stage, run_stage};
 use crate::stop::Stop;
 use crate::track::Console;
+
+/// The recipes that run when no stage file is named, for folders that do not hold them.
+const RECIPES: [(&str, &str); 2] = [
+    ("configs/dora.yaml", include_str!("../../configs/dora.yaml")),
+    ("configs/orpo.yaml", include_str!("../../configs/orpo.yaml")),
+];
 
 /// Train: run each stage file in order, starting from the adapter of the stage before
 #[derive(Debug, ClapArgs)]
 pub struct Args {
     /// A stage file; give it again for the next stage
-    #[arg(long = "config", value_name = "STAGE.yaml", default_values = ["configs/dora.yaml", "configs/orpo.yaml"])]
+    #[arg(long = "config", value_name = "STAGE.yaml", default_values = RECIPES.map(|(path, _)| path))]
     configs: Vec<PathBuf>,
     /// Go on from the newest checkpoint of each stage
     #[arg(long)]
@@ -30,6 +37,12 @@ pub struct Args {
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: String,
+    /// Read everything but the weights, count records and steps, show a record with its mask, and train nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Print a JSON object for each stage
+    #[arg(long)]
+    json: bool,
 }
 
 /// Runs the command.
@@ -42,9 +55,19 @@ pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> 
     // Every stage file is read before the first stage is paid for.
     let mut stages = Vec::new();
     for path in &args.configs {
-        let loaded = config::load(path, &overrides)?;
+        let loaded = load(path, &overrides)?;
         loaded.warnings.iter().for_each(|warning| console.note(&format!("{}: {warning}", path.display())));
         stages.push(loaded.stage);
+    }
+    if args.dry_run {
+        for stage in &stages {
+            let preview = preview_stage(stage)?;
+            match args.json {
+                true => write_json(out, &preview)?,
+                false => write_line(out, preview.text(stage).trim_end())?,
+            }
+        }
+        return Ok(());
     }
     let mut previous: Option<PathBuf> = None;
     for mut stage in stages {
@@ -56,19 +79,39 @@ pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> 
         let dir = args.out.join(&stage.name);
         let request = StageRequest { config: &stage, out: &dir, device, resume: args.resume };
         let outcome = run_stage(&request, console, stop)?;
-        let eval_loss = outcome.training.eval_loss.map_or(String::new(), |loss| format!(", eval_loss {loss:.4}"));
-        write_line(
-            out,
-            &format!(
-                "{}: {} steps, loss {:.4}{eval_loss}, {:.0} tokens/s -> {}",
-                stage.name,
-                outcome.training.steps,
-                outcome.training.loss,
-                outcome.training.n_tokens as f64 / outcome.training.seconds.max(1e-9),
-                outcome.final_dir.display()
-            ),
-        )?;
+        let (training, final_dir) = (&outcome.training, outcome.final_dir.display());
+        let rate = training.n_tokens as f64 / training.seconds.max(1e-9);
+        if args.json {
+            let report = json!({
+                "stage": stage.name,
+                "steps": training.steps,
+                "loss": training.loss,
+                "eval_loss": training.eval_loss,
+                "n_tokens": training.n_tokens,
+                "seconds": training.seconds,
+                "tokens_per_second": rate,
+                "final": outcome.final_dir,
+            });
+            write_json(out, &report)?;
+        } else {
+            let eval_loss = training.eval_loss.map_or(String::new(), |loss| format!(", eval_loss {loss:.4}"));
+            let (name, steps, loss) = (&stage.name, training.steps, training.loss);
+            let line = format!("{name}: {steps} steps, loss {loss:.4}{eval_loss}, {rate:.0} tokens/s -> {final_dir}");
+            write_line(out, &line)?;
+        }
         previous = stage.lora.is_some().then_some(outcome.final_dir);
     }
     Ok(())
+}
+
+/// Reads a stage file; a recipe that is named by default is there without its file.
+fn load(path: &Path, overrides: &[Override]) -> Result<config::Loaded, config::Error> {
+    let recipe = RECIPES.iter().find(|(name, _)| path == Path::new(name) && !path.exists());
+    match recipe {
+        Some((name, text)) => {
+            let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+            config::parse(&stem, name, text, overrides)
+        }
+        None => config::load(path, overrides),
+    }
 }

@@ -99,6 +99,10 @@ choices! {
     BestMetric {
         /// The lowest loss on the validation records.
         EvalLoss = "eval_loss",
+        /// The highest share of answers with the right set of codes; needs `predict_with_generate`.
+        EvalExactMatch = "eval_exact_match",
+        /// The highest mean F1 of answers; needs `predict_with_generate`.
+        EvalF1 = "eval_f1",
     }
 
     /// A service that figures are sent to, beside the console and `metrics.jsonl`.

@@ -10,6 +10,7 @@ use std::str::FromStr;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use super::choice::Choice as _;
 use super::section::{Findings, Section, count_of, number_of, shown, word_of};
 use super::{BestMetric, Dtype, Error, EvalStrategy, NllOn, Optim, Scheduler, Tracker};
 use crate::fsio;
@@ -126,6 +127,14 @@ pub struct Training {
     pub load_best_model_at_end: bool,
     /// Default `eval_loss`.
     pub metric_for_best_model: BestMetric,
+    /// Evaluations in a row without a gain after which the run stops. Default: none.
+    pub early_stopping_patience: Option<u64>,
+    /// A gain of no more than this is none. Default 0.
+    pub early_stopping_threshold: f64,
+    /// Whether an evaluation also answers validation prompts and logs exact match and F1. Default false.
+    pub predict_with_generate: bool,
+    /// How many prompts it answers. Default 100.
+    pub max_eval_samples: usize,
     /// Always true: blocks are recomputed in the backward pass.
     pub gradient_checkpointing: bool,
     /// Seed of every random draw. Default 42.
@@ -285,6 +294,13 @@ fn resolve(name: &str, mut root: Map<String, Value>, findings: &mut Findings) ->
     if training.load_best_model_at_end && training.eval_strategy == EvalStrategy::No {
         findings.fault("training.load_best_model_at_end", "true needs an `eval_strategy`, which is `no`");
     }
+    if training.early_stopping_patience.is_some() && training.eval_strategy == EvalStrategy::No {
+        findings.fault("training.early_stopping_patience", "needs an `eval_strategy`, which is `no`");
+    }
+    if training.metric_for_best_model != BestMetric::EvalLoss && !training.predict_with_generate {
+        let message = format!("`{}` needs `predict_with_generate: true`", training.metric_for_best_model.as_str());
+        findings.fault("training.metric_for_best_model", message);
+    }
     StageConfig { name: name.to_owned(), model, lora, training, data, orpo }
 }
 
@@ -374,10 +390,17 @@ fn read_training(mut section: Section<'_>, is_orpo: bool) -> Training {
         report_to: read_trackers(&mut section),
         load_best_model_at_end: section.flag("load_best_model_at_end", false),
         metric_for_best_model: section
-            .get("metric_for_best_model", "eval_loss", |value| {
-                ["eval_loss", "loss"].contains(&value.as_str()?).then_some(BestMetric::EvalLoss)
+            .get("metric_for_best_model", &BestMetric::names(), |value| {
+                let name = value.as_str()?;
+                BestMetric::parse(name).or_else(|| BestMetric::parse(&format!("eval_{name}")))
             })
             .unwrap_or(BestMetric::EvalLoss),
+        early_stopping_patience: section.count("early_stopping_patience"),
+        early_stopping_threshold: section
+            .number("early_stopping_threshold", "a number of at least 0", |x| x >= 0.0)
+            .unwrap_or(0.0),
+        predict_with_generate: section.flag("predict_with_generate", false),
+        max_eval_samples: size(section.count("max_eval_samples"), 100),
         gradient_checkpointing: true,
         seed: section.get("seed", "a whole number", count_of).unwrap_or(42),
     };

@@ -1,12 +1,14 @@
 //! Stages in order: a stage file run from its model to its `final/` folder, and the demo of them all.
 
 mod demo;
+mod preview;
 mod records;
 mod stage;
 
 pub use demo::{DemoReport, DemoRequest, DemoSettings, run_demo};
+pub use preview::{Preview, preview_stage};
 pub use records::{Loaded, Question, load_preferences, load_questions, load_sft};
-pub use stage::{StageOutcome, StageRequest, run_stage};
+pub use stage::{FileCounts, StageData, StageOutcome, StageRequest, load_data, run_stage};
 
 use std::path::{Path, PathBuf};
 
@@ -54,6 +56,8 @@ pub enum Error {
     OrpoWithoutAdapter { file: String },
     #[error("full fine-tuning of a 4-bit model is not possible (`model.load_in_4bit: true` without a `lora` section)")]
     FullQuantized,
+    #[error("the adapter to start from, `{}`, is in the folder `{}` that this stage writes anew", adapter.display(), out.display())]
+    StartsFromItself { adapter: PathBuf, out: PathBuf },
     #[error("the release has {found} billable codes, expected {expected}")]
     CodeCount { found: usize, expected: usize },
     #[error("the folder `{}` holds a demo made with other settings", path.display())]
@@ -87,6 +91,7 @@ impl Diagnostic for Error {
                 Some("add a `lora` section; `lora.init_adapter` names the adapter to start from".into())
             }
             Self::FullQuantized => Some("add a `lora` section, or set `model.load_in_4bit: false`".into()),
+            Self::StartsFromItself { .. } => Some("give another --out, or --resume to go on with the stage".into()),
             Self::CodeCount { .. } => None,
             Self::OtherDemo { .. } => Some("remove the folder, or give another --out".into()),
         }
@@ -96,7 +101,10 @@ impl Diagnostic for Error {
         match self {
             Self::Config(error) => error.is_usage(),
             Self::Export(error) => error.is_usage(),
-            Self::NoFolder { .. } | Self::OrpoWithoutAdapter { .. } | Self::FullQuantized => true,
+            Self::NoFolder { .. }
+            | Self::OrpoWithoutAdapter { .. }
+            | Self::FullQuantized
+            | Self::StartsFromItself { .. } => true,
             _ => false,
         }
     }

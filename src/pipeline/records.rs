@@ -15,9 +15,11 @@ use crate::train::PreferenceTokens;
 #[derive(Debug)]
 pub struct Loaded<T> {
     pub records: Vec<T>,
+    /// The line of each record in the file.
+    pub lines: Vec<usize>,
     /// Records that lost prompt tokens.
     pub n_cut: usize,
-    /// Records too long even so, or whose chosen and rejected answers are the same.
+    /// Records too long even so, with nothing to learn from, or whose chosen and rejected answers are the same.
     pub n_dropped: usize,
 }
 
@@ -61,13 +63,35 @@ pub fn load_questions(path: &Path) -> Result<Vec<Question>, Error> {
     Ok(questions)
 }
 
+/// Reads a file of preference records for evaluation: the chosen answer is the right one.
+///
+/// # Errors
+/// When the file cannot be read, has no records, or a line has no message lists.
+pub fn load_preference_questions(path: &Path) -> Result<Vec<Question>, Error> {
+    let mut questions = Vec::new();
+    fsio::for_each_line(path, |_, line| {
+        let record: PreferenceRecord = serde_json::from_str(line).map_err(|error| fsio::json_fault(&error))?;
+        match (record.prompt, record.chosen) {
+            (Turns::Messages(prompt), Turns::Messages(mut chosen)) if chosen.len() == 1 && !prompt.is_empty() => {
+                questions.push(Question { prompt, expected: chosen.remove(0).content });
+                Ok(())
+            }
+            _ => Err("expected `prompt` and `chosen` to be message lists, `chosen` of one turn".into()),
+        }
+    })?;
+    if questions.is_empty() {
+        return Err(fsio::Error::Empty { path: path.to_owned() }.into());
+    }
+    Ok(questions)
+}
+
 /// Reads and tokenizes an SFT file: chat records, prompt-completion pairs or plain texts.
 ///
 /// # Errors
 /// When the file cannot be read, or a line is none of these: file and line are named.
 pub fn load_sft(path: &Path, tokenizer: &Tokenizer, max_seq_length: usize) -> Result<Loaded<Tokens>, Error> {
-    let mut loaded = Loaded { records: Vec::new(), n_cut: 0, n_dropped: 0 };
-    fsio::for_each_line(path, |_, line| {
+    let mut loaded = Loaded { records: Vec::new(), lines: Vec::new(), n_cut: 0, n_dropped: 0 };
+    fsio::for_each_line(path, |number, line| {
         let value: Value = serde_json::from_str(line).map_err(|error| fsio::json_fault(&error))?;
         let record = SftRecord::deserialize(&value).map_err(|_| {
             let keys: Vec<&String> = value.as_object().map(|object| object.keys().collect()).unwrap_or_default();
@@ -80,9 +104,12 @@ pub fn load_sft(path: &Path, tokenizer: &Tokenizer, max_seq_length: usize) -> Re
         };
         let mut tokens = tokens.map_err(|error| error.to_string())?;
         match tokens.fit(max_seq_length) {
+            // The first token is never predicted.
+            Ok(_) if !tokens.is_target.iter().skip(1).any(|&is_target| is_target) => loaded.n_dropped += 1,
             Ok(n_removed) => {
                 loaded.n_cut += usize::from(n_removed > 0);
                 loaded.records.push(tokens);
+                loaded.lines.push(number);
             }
             Err(_) => loaded.n_dropped += 1,
         }
@@ -101,8 +128,8 @@ pub fn load_preferences(
     max_prompt_length: usize,
     max_seq_length: usize,
 ) -> Result<Loaded<PreferenceTokens>, Error> {
-    let mut loaded = Loaded { records: Vec::new(), n_cut: 0, n_dropped: 0 };
-    fsio::for_each_line(path, |_, line| {
+    let mut loaded = Loaded { records: Vec::new(), lines: Vec::new(), n_cut: 0, n_dropped: 0 };
+    fsio::for_each_line(path, |number, line| {
         let record: PreferenceRecord = serde_json::from_str(line).map_err(|error| fsio::json_fault(&error))?;
         let encode = |answer: &Turns| -> Result<Tokens, String> {
             match (&record.prompt, answer) {
@@ -128,6 +155,7 @@ pub fn load_preferences(
         if fits && !is_empty && same_prompt && pair.chosen != pair.rejected {
             loaded.n_cut += usize::from(excess > 0);
             loaded.records.push(pair);
+            loaded.lines.push(number);
         } else {
             loaded.n_dropped += 1;
         }

@@ -2,20 +2,23 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use tch::{Device, Kind};
 
-use super::records::{Loaded, load_preferences, load_sft};
+use super::records::{Loaded, Question, load_preference_questions, load_preferences, load_questions, load_sft};
 use super::{Error, require_folder};
 use crate::adapter::{self, Settings, TargetModules};
 use crate::config::{self, Dtype, StageConfig};
+use crate::diag::Diagnostic;
+use crate::eval::{self, Answer, Figures};
 use crate::fsio;
 use crate::model::{self, Quantization, Qwen2};
 use crate::stop::Stop;
 use crate::tensor::Placement;
 use crate::text::Tokenizer;
 use crate::track::Console;
-use crate::train::checkpoint::{Trained, save_trained};
-use crate::train::{self, Outcome, Plan, Task};
+use crate::train::checkpoint::{self, Trained, save_trained};
+use crate::train::{self, Named, Outcome, Plan, Source, Task};
 
 /// A stage to be run.
 #[derive(Debug)]
@@ -36,8 +39,40 @@ pub struct StageOutcome {
     pub final_dir: PathBuf,
 }
 
+/// What a stage trains on, tokenized.
+#[derive(Debug)]
+pub struct StageData {
+    pub task: Task,
+    pub train: FileCounts,
+    pub validation: Option<FileCounts>,
+    /// The line of each training record in its file.
+    lines: Vec<usize>,
+}
+
+/// What became of a file's records.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct FileCounts {
+    pub path: PathBuf,
+    pub n_records: usize,
+    /// Records that lost prompt tokens to fit.
+    pub n_cut: usize,
+    /// Records that could not be used.
+    pub n_dropped: usize,
+}
+
+/// `finished.json`: what a resumed pipeline needs to know about a stage that is done.
+#[derive(Serialize, Deserialize)]
+struct Finished {
+    /// Identifies settings and training records.
+    fingerprint: String,
+    outcome: Outcome,
+}
+
 /// Loads model and data, trains, and writes `final/`: an adapter in PEFT layout, or a Hugging Face folder when the
 /// stage has no `lora` section.
+///
+/// A stage that starts anew moves what an earlier run left in its folder aside. A resumed one that is already finished
+/// is not run again.
 ///
 /// # Errors
 /// When settings, model and data do not fit together, the work fails, or a stop is requested.
@@ -45,11 +80,25 @@ pub fn run_stage(request: &StageRequest<'_>, console: &Console, stop: &Stop) -> 
     let config = request.config;
     let base = Path::new(&config.model.name);
     require_folder("model", base)?;
-    fsio::make_dir(request.out)?;
-    let yaml = config.to_yaml()?;
-    fsio::write_atomic(&request.out.join("config.yaml"), |out| out.write_all(yaml.as_bytes()))?;
     let tokenizer = Tokenizer::load(base)?;
-    let task = load_task(config, &tokenizer, console)?;
+    let data = load_data(config, &tokenizer)?;
+    data.counts().for_each(|counts| counts.tell(console));
+
+    let final_dir = request.out.join("final");
+    let finished_file = request.out.join("finished.json");
+    let yaml = config.to_yaml()?;
+    let fingerprint = fsio::sha256_bytes(format!("{yaml}\n{:016x}", data.task.hash()).as_bytes());
+    if request.resume {
+        let finished = fsio::read_json::<Finished>(&finished_file).ok();
+        if let Some(Finished { outcome, .. }) = finished.filter(|finished| finished.fingerprint == fingerprint) {
+            console.note(&format!("{}: finished before, {} is kept", config.name, final_dir.display()));
+            return Ok(StageOutcome { training: outcome, final_dir });
+        }
+    } else {
+        move_aside(request, console)?;
+    }
+    fsio::make_dir(request.out)?;
+    fsio::write_atomic(&request.out.join("config.yaml"), |out| out.write_all(yaml.as_bytes()))?;
 
     let quantization = match (config.model.load_in_4bit, &config.lora) {
         (true, None) => return Err(Error::FullQuantized),
@@ -62,18 +111,17 @@ pub fn run_stage(request: &StageRequest<'_>, console: &Console, stop: &Stop) -> 
         Some(settings) => Trained::Adapter { settings, base_model: &config.model.name },
         None => Trained::All,
     };
+    let questions = load_sample(config)?;
+    let answer = |model: &mut Qwen2| figures_of_answers(model, &tokenizer, &questions, config, stop);
     let plan = Plan {
-        name: &config.name,
-        task: &task,
-        training: &config.training,
         shuffle: config.data.shuffle,
-        trained,
-        out: request.out,
         resume: request.resume,
+        source: Source { file: Some(&config.data.train), lines: &data.lines, n_skipped: data.train.n_dropped },
+        answer: if questions.is_empty() { None } else { Some(&answer) },
+        ..Plan::new(&config.name, &data.task, &config.training, trained, request.out)
     };
     let training = train::run(&mut model, &plan, console, stop)?;
 
-    let final_dir = request.out.join("final");
     match trained {
         Trained::Adapter { .. } => save_trained(&final_dir, trained, &model.parameters())?,
         Trained::All => {
@@ -81,7 +129,60 @@ pub fn run_stage(request: &StageRequest<'_>, console: &Console, stop: &Stop) -> 
             tokenizer.save(&final_dir)?;
         }
     }
+    fsio::write_json(&finished_file, &Finished { fingerprint, outcome: training.clone() })?;
     Ok(StageOutcome { training, final_dir })
+}
+
+/// Gives what an earlier run left in the stage's folder the first free name beside it.
+fn move_aside(request: &StageRequest<'_>, console: &Console) -> Result<(), Error> {
+    let out = request.out;
+    let has_results = ["final", "finished.json"].iter().any(|name| out.join(name).exists());
+    if !has_results && checkpoint::newest(out)?.is_none() {
+        return Ok(());
+    }
+    let start = request.config.lora.as_ref().and_then(|lora| lora.init_adapter.as_deref());
+    if let Some(adapter) = start.filter(|adapter| Path::new(adapter).starts_with(out)) {
+        return Err(Error::StartsFromItself { adapter: adapter.into(), out: out.to_owned() });
+    }
+    let free = |n: &u32| {
+        let name = format!("{}.{n}", out.file_name().unwrap_or_default().to_string_lossy());
+        Some(out.with_file_name(name)).filter(|path| !path.exists())
+    };
+    let Some(aside) = (1..).find_map(|n| free(&n)) else { return Ok(()) };
+    std::fs::rename(out, &aside).map_err(fsio::Error::io("rename", out))?;
+    console.note(&format!("{}: the results of an earlier run are now in {}", request.config.name, aside.display()));
+    Ok(())
+}
+
+/// Validation prompts that an evaluation answers: none unless the stage asks for it.
+fn load_sample(config: &StageConfig) -> Result<Vec<Question>, Error> {
+    let Some(path) = config.data.validation.as_deref().filter(|_| config.training.predict_with_generate) else {
+        return Ok(Vec::new());
+    };
+    let mut questions = if config.orpo.is_some() { load_preference_questions(path)? } else { load_questions(path)? };
+    questions.truncate(config.training.max_eval_samples);
+    Ok(questions)
+}
+
+/// Exact match and F1 of the model's answers.
+fn figures_of_answers(
+    model: &mut Qwen2,
+    tokenizer: &Tokenizer,
+    questions: &[Question],
+    config: &StageConfig,
+    stop: &Stop,
+) -> Result<Named, Box<dyn Diagnostic>> {
+    let prompts: Vec<_> = questions.iter().map(|question| question.prompt.clone()).collect();
+    let batch_size = config.training.per_device_eval_batch_size;
+    let outputs = eval::answers(model, tokenizer, &prompts, batch_size, stop, |_| ())
+        .map_err(|error| Box::new(error) as Box<dyn Diagnostic>)?;
+    let outcomes: Vec<_> = questions
+        .iter()
+        .zip(outputs)
+        .map(|(question, output)| eval::score(&Answer { expected: question.expected.clone(), output }, &|_| true))
+        .collect();
+    let figures = Figures::of(&outcomes);
+    Ok(vec![("exact_match".into(), figures.exact_match), ("f1".into(), figures.f1)])
 }
 
 /// Where and in which type a model computes.
@@ -129,39 +230,57 @@ fn attach(model: &mut Qwen2, config: &StageConfig) -> Result<Option<Settings>, E
     Ok(Some(settings))
 }
 
-fn load_task(config: &StageConfig, tokenizer: &Tokenizer, console: &Console) -> Result<Task, Error> {
-    let validation = config.data.validation.as_deref();
+/// Reads and tokenizes a stage's records.
+///
+/// # Errors
+/// When a file cannot be read or a line is not a record: file and line are named.
+pub fn load_data(config: &StageConfig, tokenizer: &Tokenizer) -> Result<StageData, Error> {
     let max_seq_length = config.model.max_seq_length;
-    Ok(match &config.orpo {
+    match &config.orpo {
         None => {
             let load = |path: &Path| load_sft(path, tokenizer, max_seq_length);
-            let (train, validation) = load_both(&config.data.train, validation, load, console)?;
-            Task::Sft { train, validation }
+            load_both(config, load, |train, validation| Task::Sft { train, validation })
         }
         Some(orpo) => {
             let load = |path: &Path| load_preferences(path, tokenizer, orpo.max_prompt_length, max_seq_length);
-            let (train, validation) = load_both(&config.data.train, validation, load, console)?;
-            Task::Orpo { train, validation, beta: orpo.beta, nll_on: orpo.nll_on }
+            let (beta, nll_on) = (orpo.beta, orpo.nll_on);
+            load_both(config, load, |train, validation| Task::Orpo { train, validation, beta, nll_on })
         }
-    })
+    }
 }
 
 fn load_both<T>(
-    train: &Path,
-    validation: Option<&Path>,
+    config: &StageConfig,
     load: impl Fn(&Path) -> Result<Loaded<T>, Error>,
-    console: &Console,
-) -> Result<(Vec<T>, Vec<T>), Error> {
-    let read = |path: &Path| -> Result<Vec<T>, Error> {
+    task: impl FnOnce(Vec<T>, Vec<T>) -> Task,
+) -> Result<StageData, Error> {
+    let read = |path: &Path| -> Result<(Loaded<T>, FileCounts), Error> {
         let loaded = load(path)?;
-        if loaded.n_cut + loaded.n_dropped > 0 {
-            let (n_cut, n_dropped) = (loaded.n_cut, loaded.n_dropped);
-            console.note(&format!(
-                "{}: {n_cut} records lost prompt tokens to fit, {n_dropped} could not be used",
-                path.display()
-            ));
-        }
-        Ok(loaded.records)
+        let (n_records, n_cut, n_dropped) = (loaded.records.len(), loaded.n_cut, loaded.n_dropped);
+        Ok((loaded, FileCounts { path: path.to_owned(), n_records, n_cut, n_dropped }))
     };
-    Ok((read(train)?, validation.map(read).transpose()?.unwrap_or_default()))
+    let (train, train_counts) = read(&config.data.train)?;
+    let (validation, validation_counts) = config.data.validation.as_deref().map(read).transpose()?.unzip();
+    Ok(StageData {
+        task: task(train.records, validation.map(|loaded| loaded.records).unwrap_or_default()),
+        train: train_counts,
+        validation: validation_counts,
+        lines: train.lines,
+    })
+}
+
+impl StageData {
+    fn counts(&self) -> impl Iterator<Item = &FileCounts> {
+        [&self.train].into_iter().chain(&self.validation)
+    }
+}
+
+impl FileCounts {
+    fn tell(&self, console: &Console) {
+        let Self { path, n_cut, n_dropped, .. } = self;
+        if n_cut + n_dropped > 0 {
+            let path = path.display();
+            console.note(&format!("{path}: {n_cut} records lost prompt tokens to fit, {n_dropped} could not be used"));
+        }
+    }
 }

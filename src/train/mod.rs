@@ -7,14 +7,18 @@ pub mod objective;
 mod optim;
 mod schedule;
 mod step;
+mod task;
 mod trainer;
+mod window;
 
 pub use batch::{Batch, PreferenceTokens, pack_preferences, pack_records};
 pub use head::{Scored, score};
 pub use optim::AdamW;
 pub use schedule::learning_rate_factor;
 pub use step::{Gradients, Weigh, backward, log_probabilities};
-pub use trainer::{Outcome, Plan, Task, run};
+pub use task::Task;
+pub use trainer::{AnswerQuestions, Length, Observe, Outcome, Plan, Source, run};
+pub use window::{Named, Window};
 
 use std::path::PathBuf;
 
@@ -37,14 +41,30 @@ pub enum Error {
     Stopped(#[from] Stopped),
     #[error("a {what} became {value}")]
     NotFinite { what: &'static str, value: f64 },
-    #[error("training `{stage}` diverged at step {step}: the {what} became {value}")]
-    Diverged { stage: String, step: u64, what: &'static str, value: f64 },
+    #[error("training `{stage}` diverged at step {step}: the {what} became {value}{}", on(records.as_deref()))]
+    Diverged {
+        stage: String,
+        step: u64,
+        what: &'static str,
+        value: f64,
+        /// The records of the batch.
+        records: Option<String>,
+        /// The last checkpoint, which is from before.
+        checkpoint: Option<PathBuf>,
+    },
+    #[error("the questions of an evaluation could not be answered: {0}")]
+    Answers(Box<dyn Diagnostic>),
     #[error("stage `{stage}` has no training records")]
     NoRecords { stage: String },
-    #[error("the optimizer {found} is not available yet, expected adamw_torch")]
-    Optimizer { found: String },
     #[error("`{}` belongs to a run with other settings or data", path.display())]
     OtherRun { path: PathBuf },
+}
+
+/// What makes a run that diverged steadier.
+const CALM: &str = "look at the records, lower `training.learning_rate`, raise `training.warmup_ratio` or lower `training.max_grad_norm`";
+
+fn on(records: Option<&str>) -> String {
+    records.map_or(String::new(), |records| format!(" on {records}"))
 }
 
 impl From<tch::TchError> for Error {
@@ -60,11 +80,13 @@ impl Diagnostic for Error {
             Self::Model(error) => error.hint(),
             Self::File(error) => error.hint(),
             Self::Stopped(stopped) => stopped.hint(),
-            Self::NotFinite { .. } | Self::Diverged { .. } => Some(
-                "training diverged: lower `training.learning_rate`, raise `training.warmup_ratio` or set `training.max_grad_norm`".into(),
-            ),
+            Self::NotFinite { .. } => Some(CALM.into()),
+            Self::Diverged { checkpoint, .. } => Some(match checkpoint {
+                Some(dir) => format!("{CALM}; the last good checkpoint is `{}`", dir.display()),
+                None => format!("{CALM}; no checkpoint had been written"),
+            }),
+            Self::Answers(error) => error.hint(),
             Self::NoRecords { .. } => Some("check `data.train`; every record may have been dropped".into()),
-            Self::Optimizer { .. } => Some("set `training.optim: adamw_torch`".into()),
             Self::OtherRun { .. } => Some("give another --out, or leave out --resume to start over".into()),
         }
     }

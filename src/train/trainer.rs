@@ -1,36 +1,33 @@
 //! The loop: epochs, accumulation, schedule, logging, evaluation, checkpoints.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::batch::{Batch, PreferenceSpans, PreferenceTokens, pack_preferences, pack_records};
 use super::checkpoint::{self, State, Trained};
-use super::objective::orpo;
 use super::optim::AdamW;
 use super::schedule::learning_rate_factor;
-use super::step::{Gradients, Weigh, backward, log_probabilities};
+use super::step::Gradients;
+use super::task::{Accumulated, Task, accumulate, evaluate};
+use super::window::Named;
 use super::{Error, Result};
-use crate::config::{EvalStrategy, NllOn, Optim, Training};
+use crate::config::{BestMetric, EvalStrategy, Training};
+use crate::diag::Diagnostic;
 use crate::fsio;
 use crate::model::{Parameter, Qwen2};
 use crate::stop::{Stop, Stopped};
 use crate::tensor::Rng;
-use crate::text::Tokens;
-use crate::track::{Console, MetricsLog};
+use crate::track::{Console, MetricsLog, Progress};
 
-/// Tokenized records and what is minimised over them.
-#[derive(Clone, Debug)]
-pub enum Task {
-    /// Cross-entropy over target tokens.
-    Sft { train: Vec<Tokens>, validation: Vec<Tokens> },
-    /// ORPO over preference pairs.
-    Orpo { train: Vec<PreferenceTokens>, validation: Vec<PreferenceTokens>, beta: f64, nll_on: NllOn },
-}
+/// Answers questions with the model and gives figures about the answers, under names without `eval_`.
+pub type AnswerQuestions<'a> = dyn Fn(&mut Qwen2) -> std::result::Result<Named, Box<dyn Diagnostic>> + 'a;
+
+/// Sees every line of the log after it is written: the step, and what was logged.
+pub type Observe<'a> = dyn Fn(u64, &Map<String, Value>) + 'a;
 
 /// A stage to be run.
-#[derive(Debug)]
 pub struct Plan<'a> {
     /// Named in progress and messages.
     pub name: &'a str,
@@ -43,13 +40,28 @@ pub struct Plan<'a> {
     pub out: &'a Path,
     /// Go on from the newest checkpoint in `out`.
     pub resume: bool,
+    pub source: Source<'a>,
+    /// What an evaluation does beside the loss.
+    pub answer: Option<&'a AnswerQuestions<'a>>,
+    pub observe: Option<&'a Observe<'a>>,
+}
+
+/// Where the training records come from, for messages and the log.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Source<'a> {
+    pub file: Option<&'a Path>,
+    /// The line of each training record in its file.
+    pub lines: &'a [usize],
+    /// Records of the file that could not be used.
+    pub n_skipped: usize,
 }
 
 /// What a finished stage reports.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
+    /// Optimizer steps taken.
     pub steps: u64,
-    /// Mean loss since the last line of the log.
+    /// Mean loss of the last line of the log.
     pub loss: f64,
     pub eval_loss: Option<f64>,
     /// Tokens trained on, prompts included.
@@ -57,213 +69,354 @@ pub struct Outcome {
     pub seconds: f64,
 }
 
-impl Task {
-    fn len(&self) -> usize {
-        match self {
-            Self::Sft { train, .. } => train.len(),
-            Self::Orpo { train, .. } => train.len(),
+impl<'a> Plan<'a> {
+    /// A plan that starts anew, shuffles, and tells nobody but the log.
+    pub fn new(name: &'a str, task: &'a Task, training: &'a Training, trained: Trained<'a>, out: &'a Path) -> Self {
+        Self {
+            name,
+            task,
+            training,
+            shuffle: true,
+            trained,
+            out,
+            resume: false,
+            source: Source::default(),
+            answer: None,
+            observe: None,
         }
     }
+}
 
-    fn has_validation(&self) -> bool {
-        match self {
-            Self::Sft { validation, .. } => !validation.is_empty(),
-            Self::Orpo { validation, .. } => !validation.is_empty(),
+impl Source<'_> {
+    /// `train.jsonl lines 3, 17`, or the records' numbers from 1 when the file is not known.
+    fn name_of(&self, records: &[usize]) -> String {
+        let line = |idx: &usize| self.lines.get(*idx).copied().unwrap_or(idx + 1).to_string();
+        let lines = records.iter().map(line).collect::<Vec<_>>().join(", ");
+        match self.file {
+            Some(file) => format!("`{}` lines {lines}", file.display()),
+            None => format!("records {lines}"),
         }
-    }
-
-    /// A stable hash of the training records.
-    fn hash(&self) -> u64 {
-        let mut hasher = xxhash_rust::xxh3::Xxh3::new();
-        let mut add = |ids: &[u32]| {
-            hasher.update(&(ids.len() as u64).to_le_bytes());
-            ids.iter().for_each(|id| hasher.update(&id.to_le_bytes()));
-        };
-        match self {
-            Self::Sft { train, .. } => train.iter().for_each(|record| add(&record.ids)),
-            Self::Orpo { train, .. } => {
-                train.iter().for_each(|r| [&r.prompt, &r.chosen, &r.rejected].iter().for_each(|ids| add(ids)));
-            }
-        }
-        hasher.digest()
     }
 }
 
 /// Micro-batches an epoch, and optimizer steps an epoch and in all.
-struct Length {
-    micro_batches: usize,
-    steps_per_epoch: u64,
-    steps: u64,
+#[derive(Clone, Copy, Debug)]
+pub struct Length {
+    pub micro_batches: usize,
+    pub steps_per_epoch: u64,
+    pub steps: u64,
 }
 
 impl Length {
-    fn new(n_records: usize, training: &Training) -> Self {
+    /// The length of a run over so many records.
+    pub fn new(n_records: usize, training: &Training) -> Self {
         let micro_batches = n_records.div_ceil(training.per_device_train_batch_size);
         let steps_per_epoch = micro_batches.div_ceil(training.gradient_accumulation_steps).max(1) as u64;
         let by_epochs = (training.num_train_epochs * steps_per_epoch as f64).ceil() as u64;
         Self { micro_batches, steps_per_epoch, steps: training.max_steps.unwrap_or(by_epochs) }
     }
-}
 
-/// Figures under the names that are logged.
-type Named = Vec<(String, f64)>;
-
-/// Sums between two lines of the log.
-#[derive(Default)]
-struct Window {
-    figures: Named,
-    loss: f64,
-    n_steps: u64,
-    n_tokens: u64,
-    started: Option<Instant>,
-}
-
-impl Window {
-    fn add(&mut self, loss: f64, figures: Named, n_tokens: u64) {
-        self.loss += loss;
-        self.n_steps += 1;
-        self.n_tokens += n_tokens;
-        if self.figures.is_empty() {
-            self.figures = figures;
-        } else {
-            self.figures.iter_mut().zip(figures).for_each(|(sum, (_, value))| sum.1 += value);
-        }
-    }
-
-    fn mean_loss(&self) -> f64 {
-        self.loss / self.n_steps.max(1) as f64
+    fn epoch_at(&self, step: u64) -> f64 {
+        step as f64 / self.steps_per_epoch as f64
     }
 }
 
 /// Trains the model's parameters in place.
 ///
 /// # Errors
-/// When the loss is not finite, a file cannot be written, memory is short, or a stop is requested: then a checkpoint
+/// When a figure is not finite, a file cannot be written, memory is short, or a stop is requested: then a checkpoint
 /// has been written first.
 pub fn run(model: &mut Qwen2, plan: &Plan<'_>, console: &Console, stop: &Stop) -> Result<Outcome> {
-    let training = plan.training;
-    if plan.task.len() == 0 {
+    if plan.task.is_empty() {
         return Err(Error::NoRecords { stage: plan.name.to_owned() });
     }
-    if training.optim != Optim::AdamwTorch {
-        return Err(Error::Optimizer { found: format!("{:?}", training.optim) });
-    }
     let parameters = model.parameters();
-    let length = Length::new(plan.task.len(), training);
-    let n_warmup = training.n_warmup(length.steps);
-    let mut optimizer = AdamW::new(&parameters, training.weight_decay)?;
-    let mut state =
-        State { global_step: 0, max_steps: length.steps, fingerprint: fingerprint(plan, &parameters)?, best: None };
+    let length = Length::new(plan.task.len(), plan.training);
+    let mut optimizer = AdamW::new(&parameters, plan.training.optim, plan.training.weight_decay)?;
+    let fingerprint = fingerprint(plan, &parameters);
+    checkpoint::remove_partial(plan.out)?;
+    let mut state = State { max_steps: length.steps, fingerprint, ..State::default() };
+    let mut saved_step = None;
     if plan.resume
         && let Some(dir) = checkpoint::newest(plan.out)?
     {
         state = checkpoint::read(&dir, plan.trained, &parameters, &mut optimizer, &state.fingerprint)?;
+        saved_step = Some(state.global_step);
         model.parameters_changed();
         console.note(&format!("{}: going on from step {} of {}", plan.name, state.global_step, state.max_steps));
     }
-    let mut log = MetricsLog::open(&plan.out.join("metrics.jsonl"), state.global_step)?;
+    let log = MetricsLog::open(&plan.out.join("metrics.jsonl"), state.global_step)?;
     let progress = console.bar(plan.name, length.steps);
     progress.resume_at(state.global_step);
+    let gradients = Gradients::new(&parameters);
+    Run {
+        plan,
+        model,
+        parameters,
+        gradients,
+        optimizer,
+        length,
+        state,
+        saved_step,
+        log,
+        progress,
+        order: EpochOrder::default(),
+        clock: Instant::now(),
+        stop,
+    }
+    .finish(console)
+}
 
-    let mut gradients = Gradients::new(&parameters);
-    let mut window = Window { started: Some(Instant::now()), ..Window::default() };
-    let mut outcome = Outcome { steps: length.steps, loss: f64::NAN, eval_loss: None, n_tokens: 0, seconds: 0.0 };
-    let started = Instant::now();
-    let save = |state: &State, optimizer: &AdamW| {
-        checkpoint::write(plan.out, plan.trained, &parameters, optimizer, state, training.save_total_limit)
-    };
-    let mut order = EpochOrder::default();
-    while state.global_step < length.steps {
-        let step = state.global_step;
-        if stop.is_requested() {
-            save(&state, &optimizer)?;
-            let (doing, resume) = (
-                format!("training `{}` at step {step}", plan.name),
-                "the checkpoint is written; run the same command with --resume to go on".to_owned(),
-            );
-            return Err(Stopped { doing, resume: Some(resume) }.into());
+/// A run under way.
+struct Run<'a> {
+    plan: &'a Plan<'a>,
+    model: &'a mut Qwen2,
+    parameters: Vec<Parameter>,
+    gradients: Gradients,
+    optimizer: AdamW,
+    length: Length,
+    state: State,
+    /// The step of the last checkpoint, when it holds the state as it is.
+    saved_step: Option<u64>,
+    log: MetricsLog,
+    progress: Progress,
+    order: EpochOrder,
+    /// When `state.seconds` was last brought up to date.
+    clock: Instant,
+    stop: &'a Stop,
+}
+
+impl Run<'_> {
+    fn finish(mut self, console: &Console) -> Result<Outcome> {
+        let training = self.plan.training;
+        self.state.window.resume();
+        loop {
+            // Everything that belongs to the step just taken comes first, so that a resumed run finds it undone or done.
+            if self.is_evaluation_due() && !self.evaluate()? {
+                return self.stopped();
+            }
+            let done = self.state.global_step;
+            let has_lost_patience =
+                training.early_stopping_patience.is_some_and(|patience| self.state.n_without_gain >= patience);
+            if done == self.length.steps || has_lost_patience {
+                if has_lost_patience {
+                    let metric = training.metric_for_best_model.as_str();
+                    let n = self.state.n_without_gain;
+                    console
+                        .note(&format!("{}: stopped early, {n} evaluations without a better {metric}", self.plan.name));
+                }
+                break;
+            }
+            if done > 0 && training.save_steps.is_some_and(|every| done.is_multiple_of(every.max(1))) {
+                self.save()?;
+            }
+            if self.stop.is_requested() || !self.step()? {
+                return self.stopped();
+            }
         }
-        let epoch = step / length.steps_per_epoch;
-        let records = order.of(plan, epoch);
-        let first = (step % length.steps_per_epoch) as usize * training.gradient_accumulation_steps;
-        let micro_batches: Vec<&[usize]> = (first
-            ..length.micro_batches.min(first + training.gradient_accumulation_steps))
-            .map(|idx| {
-                let size = training.per_device_train_batch_size;
-                &records[idx * size..records.len().min((idx + 1) * size)]
-            })
-            .collect();
+        self.keep_best(console)?;
+        self.progress.finish();
+        self.state.seconds += self.clock.elapsed().as_secs_f64();
+        Ok(Outcome {
+            steps: self.state.global_step,
+            loss: self.state.loss.unwrap_or(f64::NAN),
+            eval_loss: self.state.eval_loss,
+            n_tokens: self.state.n_tokens,
+            seconds: self.state.seconds,
+        })
+    }
 
-        gradients.clear();
-        let (loss, figures, n_tokens) = accumulate(
-            model,
-            plan.task,
-            &parameters,
-            &mut gradients,
-            &micro_batches,
-            Rng::named(training.seed, &format!("dropout.{step}")).next_u64(),
-        )?;
-        let grad_norm = gradients.norm()?;
+    /// One optimizer step. False when a stop was requested meanwhile: then nothing has changed.
+    fn step(&mut self) -> Result<bool> {
+        let (training, step) = (self.plan.training, self.state.global_step);
+        self.order.enter(self.plan, step / self.length.steps_per_epoch);
+        let records = &self.order.records;
+        let first = (step % self.length.steps_per_epoch) as usize * training.gradient_accumulation_steps;
+        let last = self.length.micro_batches.min(first + training.gradient_accumulation_steps);
+        let size = training.per_device_train_batch_size;
+        let micro_batches: Vec<&[usize]> =
+            (first..last).map(|idx| &records[idx * size..records.len().min((idx + 1) * size)]).collect();
+
+        self.gradients.clear();
+        let seed = Rng::named(training.seed, &format!("dropout.{step}")).next_u64();
+        let trained = (self.parameters.as_slice(), &mut self.gradients);
+        let accumulated = accumulate(self.model, self.plan.task, trained, &micro_batches, seed, self.stop)?;
+        let (loss, figures, n_tokens) = match accumulated {
+            Accumulated::Done { loss, figures, n_tokens } => (loss, figures, n_tokens),
+            Accumulated::Stopped => return Ok(false),
+            Accumulated::NotFinite { micro_batch, what, value } => {
+                return Err(self.diverged(what, value, micro_batches[micro_batch]));
+            }
+        };
+        let grad_norm = self.gradients.norm()?;
         if !loss.is_finite() || !grad_norm.is_finite() {
             let (what, value) = if loss.is_finite() { ("gradient norm", grad_norm) } else { ("loss", loss) };
-            return Err(Error::Diverged { stage: plan.name.to_owned(), step: step + 1, what, value });
+            return Err(self.diverged(what, value, &micro_batches.concat()));
         }
         if training.max_grad_norm > 0.0 {
             // torch.nn.utils.clip_grad_norm_
-            gradients.scale((training.max_grad_norm / (grad_norm + 1e-6)).min(1.0))?;
+            self.gradients.scale((training.max_grad_norm / (grad_norm + 1e-6)).min(1.0))?;
         }
-        let learning_rate =
-            training.learning_rate * learning_rate_factor(training.lr_scheduler_type, step, n_warmup, length.steps);
-        optimizer.step(&parameters, &gradients, learning_rate)?;
-        model.parameters_changed();
-        state.global_step += 1;
-        window.add(loss, figures, n_tokens);
-        outcome.n_tokens += n_tokens;
-        progress.advance(1);
+        let n_warmup = training.n_warmup(self.length.steps);
+        let factor = learning_rate_factor(training.lr_scheduler_type, step, n_warmup, self.length.steps);
+        let learning_rate = training.learning_rate * factor;
+        self.optimizer.step(&self.parameters, &self.gradients, learning_rate)?;
+        self.model.parameters_changed();
 
-        let done = state.global_step;
-        let is_last = done == length.steps;
-        if is_last || done.is_multiple_of(training.logging_steps.max(1)) {
-            outcome.loss = window.mean_loss();
-            progress.message(format!("loss {:.4}", outcome.loss));
-            log.write(done, line(done, &length, &window, grad_norm, learning_rate))?;
-            window = Window { started: Some(Instant::now()), ..Window::default() };
+        self.state.global_step += 1;
+        self.state.n_tokens += n_tokens;
+        self.state.window.add(loss, figures, n_tokens);
+        self.progress.advance(1);
+        let done = self.state.global_step;
+        if done == self.length.steps || done.is_multiple_of(training.logging_steps.max(1)) {
+            self.log_window(grad_norm, learning_rate)?;
         }
-        let evaluates = match training.eval_strategy {
-            EvalStrategy::No => false,
+        Ok(true)
+    }
+
+    /// A line of `metrics.jsonl` with the names of transformers' trainer.
+    fn log_window(&mut self, grad_norm: f64, learning_rate: f64) -> Result<()> {
+        let mut window = std::mem::take(&mut self.state.window);
+        window.pause();
+        let loss = window.mean_loss();
+        self.state.loss = Some(loss);
+        let rate = window.tokens_per_second();
+        self.progress.message(format!("loss {loss:.4}, {rate:.0} tokens/s"));
+        let mut values = Map::new();
+        values.insert("epoch".into(), json!(self.length.epoch_at(self.state.global_step)));
+        values.insert("loss".into(), json!(loss));
+        values.insert("grad_norm".into(), json!(grad_norm));
+        values.insert("learning_rate".into(), json!(learning_rate));
+        values.insert("tokens_per_second".into(), json!(rate));
+        values.insert("skipped_records".into(), json!(self.plan.source.n_skipped));
+        values.extend(window.means());
+        self.state.window.resume();
+        self.log(values)
+    }
+
+    fn log(&mut self, values: Map<String, Value>) -> Result<()> {
+        if let Some(observe) = self.plan.observe {
+            observe(self.state.global_step, &values);
+        }
+        Ok(self.log.write(self.state.global_step, values)?)
+    }
+
+    fn is_evaluation_due(&self) -> bool {
+        let (training, done) = (self.plan.training, self.state.global_step);
+        let is_time = match training.eval_strategy {
+            EvalStrategy::No => return false,
             EvalStrategy::Steps => done.is_multiple_of(training.eval_steps.max(1)),
-            EvalStrategy::Epoch => done.is_multiple_of(length.steps_per_epoch),
+            EvalStrategy::Epoch => done.is_multiple_of(self.length.steps_per_epoch),
         };
-        if plan.task.has_validation() && (evaluates || (is_last && training.eval_strategy != EvalStrategy::No)) {
-            let (loss, figures) = evaluate(model, plan.task, training.per_device_eval_batch_size)?;
-            outcome.eval_loss = Some(loss);
-            let mut values = Map::new();
-            values.insert("epoch".into(), json!(done as f64 / length.steps_per_epoch as f64));
-            values.insert("eval_loss".into(), json!(loss));
-            values.extend(figures.into_iter().map(|(name, value)| (format!("eval_{name}"), json!(value))));
-            log.write(done, values)?;
-            if state.best.is_none_or(|(best, _)| loss < best) {
-                state.best = Some((loss, done));
-                if training.load_best_model_at_end {
-                    save(&state, &optimizer)?;
-                }
+        let is_due = done > 0 && (is_time || done == self.length.steps);
+        is_due && self.plan.task.n_validation() > 0 && self.state.evaluated_step != done
+    }
+
+    /// Evaluates the step just taken. False when a stop was requested meanwhile: it is then still to be done.
+    fn evaluate(&mut self) -> Result<bool> {
+        let training = self.plan.training;
+        self.state.window.pause();
+        let max_tokens = training.per_device_train_batch_size * self.plan.task.longest();
+        let batch_size = training.per_device_eval_batch_size;
+        let Some((loss, mut figures)) = evaluate(self.model, self.plan.task, batch_size, max_tokens, self.stop)? else {
+            return Ok(false);
+        };
+        if !loss.is_finite() {
+            return Err(self.diverged("eval_loss", loss, &[]));
+        }
+        if let Some(answer) = self.plan.answer {
+            match answer(self.model) {
+                Ok(found) => figures.extend(found),
+                Err(_) if self.stop.is_requested() => return Ok(false),
+                Err(error) => return Err(Error::Answers(error)),
             }
         }
-        if training.save_steps.is_some_and(|every| done.is_multiple_of(every.max(1))) && !is_last {
-            save(&state, &optimizer)?;
+        let done = self.state.global_step;
+        let mut values = Map::new();
+        values.insert("epoch".into(), json!(self.length.epoch_at(done)));
+        values.insert("eval_loss".into(), json!(loss));
+        values.extend(figures.iter().map(|(name, value)| (format!("eval_{name}"), json!(value))));
+        self.state.eval_loss = Some(loss);
+        self.state.evaluated_step = done;
+        self.log(values)?;
+
+        let found = |name: &str| figures.iter().find(|(found, _)| found == name).map(|(_, value)| *value);
+        let value = match training.metric_for_best_model {
+            BestMetric::EvalLoss => Some(loss),
+            BestMetric::EvalExactMatch => found("exact_match"),
+            BestMetric::EvalF1 => found("f1"),
+        };
+        let Some(value) = value else { return Ok(true) };
+        let gain = self.state.best.map(|(best, _)| match training.metric_for_best_model {
+            BestMetric::EvalLoss => best - value,
+            BestMetric::EvalExactMatch | BestMetric::EvalF1 => value - best,
+        });
+        // transformers' EarlyStoppingCallback counts a gain within the threshold as none.
+        let is_gain = gain.is_none_or(|gain| gain > training.early_stopping_threshold);
+        self.state.n_without_gain = if is_gain { 0 } else { self.state.n_without_gain + 1 };
+        self.saved_step = None;
+        if gain.is_none_or(|gain| gain > 0.0) {
+            self.state.best = Some((value, done));
+            if training.load_best_model_at_end {
+                self.save()?;
+            }
+        }
+        self.state.window.resume();
+        Ok(true)
+    }
+
+    fn save(&mut self) -> Result<PathBuf> {
+        let (plan, done) = (self.plan, self.state.global_step);
+        if self.saved_step == Some(done) {
+            return Ok(plan.out.join(format!("checkpoint-{done}")));
+        }
+        let now = Instant::now();
+        self.state.seconds += now.duration_since(self.clock).as_secs_f64();
+        self.clock = now;
+        let mut state = self.state.clone();
+        state.window.pause();
+        let limit = plan.training.save_total_limit;
+        let dir = checkpoint::write(plan.out, plan.trained, &self.parameters, &self.optimizer, &state, limit)?;
+        self.saved_step = Some(done);
+        Ok(dir)
+    }
+
+    /// Writes a checkpoint, then says how to go on.
+    fn stopped(&mut self) -> Result<Outcome> {
+        let dir = self.save()?;
+        let doing = format!("training `{}` at step {}", self.plan.name, self.state.global_step);
+        let resume = format!("`{}` is written; run the same command with --resume to go on", dir.display());
+        Err(Stopped { doing, resume: Some(resume) }.into())
+    }
+
+    /// Ends with the weights of the best evaluation when that is asked for.
+    fn keep_best(&mut self, console: &Console) -> Result<()> {
+        let (true, Some((value, step))) = (self.plan.training.load_best_model_at_end, self.state.best) else {
+            return Ok(());
+        };
+        if step == self.state.global_step {
+            return Ok(());
+        }
+        let best = self.plan.out.join(format!("checkpoint-{step}"));
+        checkpoint::read_trained(&best, self.plan.trained, &self.parameters)?;
+        self.model.parameters_changed();
+        let metric = self.plan.training.metric_for_best_model.as_str();
+        console
+            .note(&format!("{}: step {step} had the best {metric}, {value:.4}; its weights are kept", self.plan.name));
+        Ok(())
+    }
+
+    fn diverged(&self, what: &'static str, value: f64, records: &[usize]) -> Error {
+        Error::Diverged {
+            stage: self.plan.name.to_owned(),
+            // The step that was under way, or the one that was evaluated.
+            step: self.state.global_step + u64::from(!records.is_empty()),
+            what,
+            value,
+            records: if records.is_empty() { None } else { Some(self.plan.source.name_of(records)) },
+            checkpoint: checkpoint::newest(self.plan.out).ok().flatten(),
         }
     }
-    if let (true, Some((_, step))) = (training.load_best_model_at_end, state.best)
-        && step != length.steps
-    {
-        let best = plan.out.join(format!("checkpoint-{step}"));
-        checkpoint::read_trained(&best, plan.trained, &parameters)?;
-        model.parameters_changed();
-        console.note(&format!("{}: step {step} had the lowest eval_loss; its weights are kept", plan.name));
-    }
-    progress.finish();
-    outcome.seconds = started.elapsed().as_secs_f64();
-    Ok(outcome)
 }
 
 /// The records of the current epoch, in order.
@@ -274,7 +427,7 @@ struct EpochOrder {
 }
 
 impl EpochOrder {
-    fn of(&mut self, plan: &Plan<'_>, epoch: u64) -> &[usize] {
+    fn enter(&mut self, plan: &Plan<'_>, epoch: u64) {
         if self.epoch != Some(epoch) {
             self.records = (0..plan.task.len()).collect();
             if plan.shuffle {
@@ -282,122 +435,26 @@ impl EpochOrder {
             }
             self.epoch = Some(epoch);
         }
-        &self.records
     }
-}
-
-/// One optimizer step's micro-batches: adds gradients; gives loss, the other figures and the number of tokens.
-fn accumulate(
-    model: &mut Qwen2,
-    task: &Task,
-    parameters: &[Parameter],
-    gradients: &mut Gradients,
-    micro_batches: &[&[usize]],
-    seed: u64,
-) -> Result<(f64, Named, u64)> {
-    let mut n_tokens = 0;
-    match task {
-        Task::Sft { train, .. } => {
-            let batches: Vec<Batch> =
-                micro_batches.iter().map(|records| pack_records(records.iter().map(|&idx| &train[idx]))).collect();
-            let n_targets: usize = batches.iter().map(|batch| batch.targets.len()).sum();
-            let weigh = Weigh::Uniform(1.0 / n_targets.max(1) as f64);
-            let mut sum = 0.0;
-            for (idx, batch) in batches.iter().enumerate() {
-                let logps =
-                    backward(model, parameters, gradients, batch, &weigh, seed.wrapping_add((idx as u64) << 32))?;
-                sum += logps.iter().map(|&logp| f64::from(logp)).sum::<f64>();
-                n_tokens += batch.ids.len() as u64;
-            }
-            Ok((-sum / n_targets.max(1) as f64, Vec::new(), n_tokens))
-        }
-        Task::Orpo { train, beta, nll_on, .. } => {
-            let share = 1.0 / micro_batches.len() as f64;
-            let mut mean = MeanFigures::default();
-            for (idx, records) in micro_batches.iter().enumerate() {
-                let (batch, spans) = pack_preferences(records.iter().map(|&idx| &train[idx]));
-                let weigh = |logps: &[f32]| {
-                    let (_, weights) = orpo::loss(logps, &spans, *beta, *nll_on);
-                    weights.into_iter().map(|weight| weight * share as f32).collect()
-                };
-                let seed = seed.wrapping_add((idx as u64) << 32);
-                let logps = backward(model, parameters, gradients, &batch, &Weigh::ByLogps(&weigh), seed)?;
-                mean.add(&logps, &spans, *beta, *nll_on, share)?;
-                n_tokens += batch.ids.len() as u64;
-            }
-            Ok((mean.loss, mean.others, n_tokens))
-        }
-    }
-}
-
-/// Weighted means of ORPO's figures.
-#[derive(Default)]
-struct MeanFigures {
-    loss: f64,
-    others: Named,
-}
-
-impl MeanFigures {
-    fn add(&mut self, logps: &[f32], spans: &[PreferenceSpans], beta: f64, nll_on: NllOn, share: f64) -> Result<()> {
-        let (figures, _) = orpo::loss(logps, spans, beta, nll_on);
-        self.loss += figures.loss * share;
-        for (idx, (name, value)) in figures.named().into_iter().enumerate() {
-            match self.others.get_mut(idx) {
-                Some((_, sum)) => *sum += value * share,
-                None => self.others.push((name.to_owned(), value * share)),
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Loss and figures over the validation records, without dropout.
-fn evaluate(model: &mut Qwen2, task: &Task, batch_size: usize) -> Result<(f64, Named)> {
-    match task {
-        Task::Sft { validation, .. } => {
-            let (mut sum, mut n_targets) = (0.0, 0);
-            for records in validation.chunks(batch_size.max(1)) {
-                let batch = pack_records(records);
-                n_targets += batch.targets.len();
-                sum += log_probabilities(model, &batch)?.iter().map(|&logp| f64::from(logp)).sum::<f64>();
-            }
-            Ok((-sum / n_targets.max(1) as f64, Vec::new()))
-        }
-        Task::Orpo { validation, beta, nll_on, .. } => {
-            let mut mean = MeanFigures::default();
-            for records in validation.chunks(batch_size.max(1)) {
-                let (batch, spans) = pack_preferences(records);
-                let share = records.len() as f64 / validation.len() as f64;
-                mean.add(&log_probabilities(model, &batch)?, &spans, *beta, *nll_on, share)?;
-            }
-            Ok((mean.loss, mean.others))
-        }
-    }
-}
-
-/// A line of `metrics.jsonl` with the names of transformers' trainer.
-fn line(step: u64, length: &Length, window: &Window, grad_norm: f64, learning_rate: f64) -> Map<String, Value> {
-    let seconds = window.started.map_or(0.0, |started| started.elapsed().as_secs_f64());
-    let mut values = Map::new();
-    values.insert("epoch".into(), json!(step as f64 / length.steps_per_epoch as f64));
-    values.insert("loss".into(), json!(window.mean_loss()));
-    values.insert("grad_norm".into(), json!(grad_norm));
-    values.insert("learning_rate".into(), json!(learning_rate));
-    values.insert("tokens_per_second".into(), json!(window.n_tokens as f64 / seconds.max(1e-9)));
-    for (name, sum) in &window.figures {
-        values.insert(name.clone(), json!(sum / window.n_steps.max(1) as f64));
-    }
-    values
 }
 
 /// Identifies what decides a run's numbers: settings, data, and the shapes of what is trained.
-fn fingerprint(plan: &Plan<'_>, parameters: &[Parameter]) -> Result<String> {
+fn fingerprint(plan: &Plan<'_>, parameters: &[Parameter]) -> String {
     let objective = match plan.task {
         Task::Sft { .. } => "sft".to_owned(),
         Task::Orpo { beta, nll_on, .. } => format!("orpo {beta} {nll_on:?}"),
     };
     let shapes: Vec<String> = parameters.iter().map(|p| format!("{} {:?}", p.name, p.tensor.size())).collect();
-    let text =
-        format!("{:?}\n{}\n{objective}\n{:016x}\n{}", plan.training, plan.shuffle, plan.task.hash(), shapes.join("\n"));
-    Ok(fsio::sha256_bytes(text.as_bytes()))
+    // How often a run writes something down may change when it goes on.
+    let eval_steps = if plan.training.eval_strategy == EvalStrategy::Steps { plan.training.eval_steps } else { 0 };
+    let training = Training {
+        eval_steps,
+        save_steps: None,
+        save_total_limit: None,
+        logging_steps: 0,
+        report_to: Vec::new(),
+        ..plan.training.clone()
+    };
+    let text = format!("{training:?}\n{}\n{objective}\n{:016x}\n{}", plan.shuffle, plan.task.hash(), shapes.join("\n"));
+    fsio::sha256_bytes(text.as_bytes())
 }

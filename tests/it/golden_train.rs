@@ -61,15 +61,8 @@ fn check(mut model: Qwen2, trained: Trained<'_>, name: &str, final_tensors: &str
     let order = expected.steps.iter().flat_map(|step| step.micro_batches.iter().flatten());
     let train: Vec<Tokens> = order.map(|&idx| records[idx].clone()).collect();
     let out = tempfile::tempdir().unwrap();
-    let plan = Plan {
-        name,
-        task: &Task::Sft { train, validation: Vec::new() },
-        training: &stage.unwrap().stage.training,
-        shuffle: false,
-        trained,
-        out: out.path(),
-        resume: false,
-    };
+    let (task, training) = (Task::Sft { train, validation: Vec::new() }, stage.unwrap().stage.training);
+    let plan = Plan { shuffle: false, ..Plan::new(name, &task, &training, trained, out.path()) };
     run(&mut model, &plan, &Console::new(true), &Stop::default()).unwrap();
 
     let log = std::fs::read_to_string(out.path().join("metrics.jsonl")).unwrap();

@@ -24,6 +24,7 @@ import adapters
 import generation
 import models
 import nf4
+import optimizers
 import preference
 import training
 
@@ -32,6 +33,7 @@ SUBJECTS = {
     "nf4": nf4.write,
     "adapters": adapters.write,
     "train": training.write,
+    "optim": optimizers.write,
     "orpo": preference.write,
     "generate": generation.write,
 }

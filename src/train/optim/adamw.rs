@@ -1,8 +1,14 @@
-//! AdamW with decoupled weight decay (Loshchilov & Hutter, 1711.05101), as `torch.optim.AdamW`.
+//! AdamW with decoupled weight decay (Loshchilov & Hutter, 1711.05101), as `torch.optim.AdamW`, and with its moments in
+//! 8 bits, as bitsandbytes' `AdamW8bit`.
 
-use tch::{Tensor, no_grad};
+use std::sync::Arc;
 
+use tch::{Device, Kind, Tensor, no_grad};
+
+use super::blockwise::{BLOCK, Codes, MIN_SIZE, Update, update};
+use crate::config::Optim;
 use crate::model::Parameter;
+use crate::tensor::{as_slice, as_slice_mut};
 use crate::train::{Gradients, Result};
 
 /// Defaults of `torch.optim.AdamW` and of transformers' trainer.
@@ -10,31 +16,82 @@ const BETA1: f64 = 0.9;
 const BETA2: f64 = 0.999;
 const EPS: f64 = 1e-8;
 
-/// The optimizer's state: first and second moments, f32, in the order of the parameters.
+/// The optimizer's state, in the order of the parameters.
 #[derive(Debug)]
 pub struct AdamW {
     /// Optimizer steps taken.
     pub step: u64,
-    pub moments: Vec<(Tensor, Tensor)>,
+    moments: Vec<Moments>,
     decays: Vec<bool>,
     weight_decay: f64,
 }
 
+/// First and second moments of one parameter.
+#[derive(Debug)]
+enum Moments {
+    /// f32, on the parameter's device.
+    Full { m: Tensor, v: Tensor },
+    /// Codes u8 and block scales f32, in the host's memory.
+    Blockwise { m: Tensor, v: Tensor, m_absmax: Tensor, v_absmax: Tensor, codes: Arc<Codes> },
+}
+
+impl Moments {
+    /// Zeros, in 8 bits when there are codes for them and the parameter is not small.
+    fn new(parameter: &Tensor, codes: Option<&Arc<Codes>>) -> Result<Self> {
+        let n = parameter.numel();
+        let Some(codes) = codes.filter(|_| n >= MIN_SIZE) else {
+            return Ok(Self::Full { m: parameter.f_zeros_like()?, v: parameter.f_zeros_like()? });
+        };
+        let zeros = |n: usize, kind| Tensor::f_zeros([n as i64], (kind, Device::Cpu));
+        let n_blocks = n.div_ceil(BLOCK);
+        Ok(Self::Blockwise {
+            m: zeros(n, Kind::Uint8)?,
+            v: zeros(n, Kind::Uint8)?,
+            m_absmax: zeros(n_blocks, Kind::Float)?,
+            v_absmax: zeros(n_blocks, Kind::Float)?,
+            codes: Arc::clone(codes),
+        })
+    }
+
+    fn named(&self) -> Vec<(&'static str, &Tensor)> {
+        match self {
+            Self::Full { m, v } => vec![("exp_avg", m), ("exp_avg_sq", v)],
+            Self::Blockwise { m, v, m_absmax, v_absmax, .. } => {
+                vec![("exp_avg", m), ("exp_avg_sq", v), ("exp_avg_absmax", m_absmax), ("exp_avg_sq_absmax", v_absmax)]
+            }
+        }
+    }
+}
+
 impl AdamW {
-    /// Zero moments. Biases and norms do not decay, as in transformers' trainer.
+    /// Zero moments: in 32 bits with `adamw_torch`, else in 8 bits for parameters of at least 4096 elements. Biases and
+    /// norms do not decay, as in transformers' trainer.
     ///
     /// # Errors
     /// When memory is short.
-    pub fn new(parameters: &[Parameter], weight_decay: f64) -> Result<Self> {
-        let zeros = |parameter: &Parameter| -> Result<(Tensor, Tensor)> {
-            Ok((parameter.tensor.f_zeros_like()?, parameter.tensor.f_zeros_like()?))
+    pub fn new(parameters: &[Parameter], optim: Optim, weight_decay: f64) -> Result<Self> {
+        let codes = match optim {
+            Optim::AdamwTorch => None,
+            Optim::Adamw8bit | Optim::PagedAdamw8bit => Some(Arc::new(Codes::new())),
         };
+        let moments = |parameter: &Parameter| Moments::new(&parameter.tensor, codes.as_ref());
         Ok(Self {
             step: 0,
-            moments: no_grad(|| parameters.iter().map(zeros).collect::<Result<_>>())?,
+            moments: no_grad(|| parameters.iter().map(moments).collect::<Result<_>>())?,
             decays: parameters.iter().map(|parameter| !is_bias_or_norm(&parameter.name)).collect(),
             weight_decay,
         })
+    }
+
+    /// Every tensor of the state under its name in a checkpoint.
+    pub fn named_state<'a>(&'a self, parameters: &[Parameter]) -> Vec<(String, &'a Tensor)> {
+        parameters
+            .iter()
+            .zip(&self.moments)
+            .flat_map(|(parameter, moments)| {
+                moments.named().into_iter().map(|(prefix, tensor)| (format!("{prefix}.{}", parameter.name), tensor))
+            })
+            .collect()
     }
 
     /// One step: `p -= lr * wd * p`, then `p -= lr / (1 - b1^t) * m / (sqrt(v / (1 - b2^t)) + eps)`. A parameter
@@ -50,15 +107,41 @@ impl AdamW {
             for (idx, parameter) in parameters.iter().enumerate() {
                 let Some(gradient) = &gradients.tensors[idx] else { continue };
                 let mut tensor = parameter.tensor.shallow_clone();
-                let (m, v) = &mut self.moments[idx];
-                if self.decays[idx] && self.weight_decay != 0.0 {
-                    let _ = tensor.f_mul_scalar_(1.0 - learning_rate * self.weight_decay)?;
+                let weight_decay = if self.decays[idx] { self.weight_decay } else { 0.0 };
+                let keep = 1.0 - learning_rate * weight_decay;
+                let step_size = learning_rate / correction1;
+                match &mut self.moments[idx] {
+                    Moments::Blockwise { m, v, m_absmax, v_absmax, codes } => {
+                        let gradient = gradient.f_to_device(Device::Cpu)?.f_contiguous()?;
+                        let mut values = tensor.f_to_device(Device::Cpu)?.f_contiguous()?;
+                        update(Update {
+                            values: as_slice_mut(&mut values)?,
+                            gradient: as_slice(&gradient)?,
+                            m: as_slice_mut(m)?,
+                            v: as_slice_mut(v)?,
+                            m_absmax: as_slice_mut(m_absmax)?,
+                            v_absmax: as_slice_mut(v_absmax)?,
+                            betas: [BETA1, BETA2],
+                            eps: EPS as f32,
+                            keep: keep as f32,
+                            step_size: step_size as f32,
+                            correction2: correction2 as f32,
+                            codes,
+                        });
+                        if values.data_ptr() != tensor.data_ptr() {
+                            tensor.f_copy_(&values)?;
+                        }
+                    }
+                    Moments::Full { m, v } => {
+                        if weight_decay != 0.0 {
+                            let _ = tensor.f_mul_scalar_(keep)?;
+                        }
+                        let _ = m.f_lerp_(gradient, 1.0 - BETA1)?;
+                        let _ = v.f_mul_scalar_(BETA2)?.f_addcmul_(&gradient.f_mul_scalar(1.0 - BETA2)?, gradient)?;
+                        let denominator = v.f_sqrt()?.f_div_scalar_(correction2)?.f_add_scalar_(EPS)?;
+                        let _ = tensor.f_add_(&m.f_div(&denominator)?.f_mul_scalar_(-step_size)?)?;
+                    }
                 }
-                let _ = m.f_lerp_(gradient, 1.0 - BETA1)?;
-                let _ = v.f_mul_scalar_(BETA2)?.f_addcmul_(&gradient.f_mul_scalar(1.0 - BETA2)?, gradient)?;
-                let denominator = v.f_sqrt()?.f_div_scalar_(correction2)?.f_add_scalar_(EPS)?;
-                let update = m.f_div(&denominator)?.f_mul_scalar_(-learning_rate / correction1)?;
-                let _ = tensor.f_add_(&update)?;
             }
             Ok(())
         })

@@ -1,0 +1,159 @@
+//! What a stage would do, without the model: its records counted, its steps, and one record decoded with its mask.
+
+use std::fmt;
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::stage::{FileCounts, StageData, load_data};
+use super::{Error, require_folder};
+use crate::config::{EvalStrategy, StageConfig};
+use crate::text::{self, Tokenizer};
+use crate::train::{Length, Task};
+
+/// A stage before it is paid for.
+#[derive(Clone, Debug, Serialize)]
+pub struct Preview {
+    pub stage: String,
+    /// `SFT` or `ORPO`.
+    pub objective: &'static str,
+    pub train: FileCounts,
+    pub validation: Option<FileCounts>,
+    /// Tokens of an epoch, prompts included.
+    pub n_tokens: usize,
+    /// Those of them whose prediction counts.
+    pub n_targets: usize,
+    /// Tokens of the longest record.
+    pub longest: usize,
+    /// Records in an optimizer step.
+    pub records_per_step: usize,
+    pub steps_per_epoch: u64,
+    pub steps: u64,
+    /// Optimizer steps in which the learning rate rises.
+    pub warmup_steps: u64,
+    /// The first record, decoded.
+    pub example: Vec<Span>,
+}
+
+/// A run of tokens of the example.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Span {
+    /// `prompt` and `target` in SFT; `prompt`, `chosen` and `rejected` in ORPO.
+    pub role: &'static str,
+    pub text: String,
+}
+
+/// Reads a stage's tokenizer and records, and counts.
+///
+/// # Errors
+/// When the model's folder or a file cannot be read, or nothing is left to train on.
+pub fn preview_stage(config: &StageConfig) -> Result<Preview, Error> {
+    let base = Path::new(&config.model.name);
+    require_folder("model", base)?;
+    let tokenizer = Tokenizer::load(base)?;
+    let StageData { task, train, validation, .. } = load_data(config, &tokenizer)?;
+    if task.is_empty() {
+        return Err(crate::train::Error::NoRecords { stage: config.name.clone() }.into());
+    }
+    let (n_tokens, n_targets) = count(&task);
+    let length = Length::new(task.len(), &config.training);
+    Ok(Preview {
+        stage: config.name.clone(),
+        objective: if config.orpo.is_some() { "ORPO" } else { "SFT" },
+        train,
+        validation,
+        n_tokens,
+        n_targets,
+        longest: task.longest(),
+        records_per_step: config.training.per_device_train_batch_size * config.training.gradient_accumulation_steps,
+        steps_per_epoch: length.steps_per_epoch,
+        steps: length.steps,
+        warmup_steps: config.training.n_warmup(length.steps),
+        example: example(&task, &tokenizer)?,
+    })
+}
+
+fn count(task: &Task) -> (usize, usize) {
+    let sum = |counts: &mut dyn Iterator<Item = (usize, usize)>| {
+        counts.fold((0, 0), |(tokens, targets), (more, counted)| (tokens + more, targets + counted))
+    };
+    match task {
+        Task::Sft { train, .. } => sum(&mut train.iter().map(|record| (record.len(), record.n_targets()))),
+        Task::Orpo { train, .. } => sum(&mut train.iter().map(|record| {
+            let n_answers = record.chosen.len() + record.rejected.len();
+            (record.prompt.len() + n_answers, n_answers)
+        })),
+    }
+}
+
+fn example(task: &Task, tokenizer: &Tokenizer) -> Result<Vec<Span>, text::Error> {
+    let span = |role, ids: &[u32]| Ok(Span { role, text: tokenizer.decode_with_special(ids)? });
+    match task {
+        Task::Sft { train, .. } => {
+            let Some(record) = train.first() else { return Ok(Vec::new()) };
+            let mut spans = Vec::new();
+            let mut start = 0;
+            for run in record.is_target.chunk_by(|a, b| a == b) {
+                let role = if run[0] { "target" } else { "prompt" };
+                spans.push(span(role, &record.ids[start..start + run.len()])?);
+                start += run.len();
+            }
+            Ok(spans)
+        }
+        Task::Orpo { train, .. } => {
+            let Some(record) = train.first() else { return Ok(Vec::new()) };
+            let parts = [("prompt", &record.prompt), ("chosen", &record.chosen), ("rejected", &record.rejected)];
+            parts.into_iter().map(|(role, ids)| span(role, ids)).collect()
+        }
+    }
+}
+
+impl Preview {
+    /// The preview as text, with the settings that matter for its reader.
+    pub fn text(&self, config: &StageConfig) -> String {
+        let mut text = format!("{self}");
+        let training = &config.training;
+        if training.eval_strategy == EvalStrategy::Steps {
+            text += &format!("  evaluated every {} steps\n", training.eval_steps);
+        }
+        if let Some(every) = training.save_steps {
+            text += &format!("  checkpoint every {every} steps\n");
+        }
+        text + &self.example_text()
+    }
+
+    /// The example with its targets between `[[` and `]]`.
+    fn example_text(&self) -> String {
+        let mut text = String::from("  example, what the loss counts between [[ and ]]:\n");
+        let shown: String = self
+            .example
+            .iter()
+            .map(|span| match span.role {
+                "prompt" => span.text.clone(),
+                "target" => format!("[[{}]]", span.text),
+                role => format!("\n{role}: [[{}]]", span.text),
+            })
+            .collect();
+        for line in shown.lines() {
+            text += &format!("    {line}\n");
+        }
+        text
+    }
+}
+
+impl fmt::Display for Preview {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(out, "{}: {}", self.stage, self.objective)?;
+        for (name, counts) in [("train", Some(&self.train)), ("validation", self.validation.as_ref())] {
+            let Some(FileCounts { path, n_records, n_cut, n_dropped }) = counts else { continue };
+            let path = path.display();
+            writeln!(out, "  {name}: {n_records} records of {path}, {n_cut} cut, {n_dropped} dropped")?;
+        }
+        let Self { n_tokens, n_targets, longest, records_per_step, steps_per_epoch, steps, warmup_steps, .. } = self;
+        writeln!(out, "  {n_tokens} tokens an epoch, {n_targets} of them targets; the longest record has {longest}")?;
+        writeln!(
+            out,
+            "  {steps} steps of {records_per_step} records, {steps_per_epoch} an epoch, {warmup_steps} to warm up"
+        )
+    }
+}

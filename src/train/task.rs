@@ -1,0 +1,215 @@
+//! What is trained on: tokenized records, the loss and gradient of an optimizer step over them, and their evaluation.
+
+use super::batch::{Batch, PreferenceSpans, PreferenceTokens, pack_preferences, pack_records};
+use super::objective::orpo;
+use super::step::{Gradients, Weigh, backward, log_probabilities};
+use super::window::Named;
+use super::{Error, Result};
+use crate::config::NllOn;
+use crate::model::{Parameter, Qwen2};
+use crate::stop::Stop;
+use crate::text::Tokens;
+
+/// Tokenized records and what is minimised over them.
+#[derive(Clone, Debug)]
+pub enum Task {
+    /// Cross-entropy over target tokens.
+    Sft { train: Vec<Tokens>, validation: Vec<Tokens> },
+    /// ORPO over preference pairs.
+    Orpo { train: Vec<PreferenceTokens>, validation: Vec<PreferenceTokens>, beta: f64, nll_on: NllOn },
+}
+
+/// How the gradient of an optimizer step came out.
+#[derive(Debug)]
+pub(super) enum Accumulated {
+    Done {
+        loss: f64,
+        figures: Named,
+        n_tokens: u64,
+    },
+    /// A stop was requested between two micro-batches.
+    Stopped,
+    /// A micro-batch gave a figure that is not finite.
+    NotFinite {
+        micro_batch: usize,
+        what: &'static str,
+        value: f64,
+    },
+}
+
+impl Task {
+    /// The number of training records.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Sft { train, .. } => train.len(),
+            Self::Orpo { train, .. } => train.len(),
+        }
+    }
+
+    /// Whether there are no training records.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The number of validation records.
+    pub fn n_validation(&self) -> usize {
+        match self {
+            Self::Sft { validation, .. } => validation.len(),
+            Self::Orpo { validation, .. } => validation.len(),
+        }
+    }
+
+    /// Tokens of the longest training record.
+    pub fn longest(&self) -> usize {
+        let longest = match self {
+            Self::Sft { train, .. } => train.iter().map(Tokens::len).max(),
+            Self::Orpo { train, .. } => train.iter().map(|r| r.prompt.len() + r.chosen.len() + r.rejected.len()).max(),
+        };
+        longest.unwrap_or(0)
+    }
+
+    /// A stable hash of the training records.
+    pub fn hash(&self) -> u64 {
+        let mut hasher = xxhash_rust::xxh3::Xxh3::new();
+        let mut add = |ids: &[u32]| {
+            hasher.update(&(ids.len() as u64).to_le_bytes());
+            ids.iter().for_each(|id| hasher.update(&id.to_le_bytes()));
+        };
+        match self {
+            Self::Sft { train, .. } => train.iter().for_each(|record| add(&record.ids)),
+            Self::Orpo { train, .. } => {
+                train.iter().for_each(|r| [&r.prompt, &r.chosen, &r.rejected].iter().for_each(|ids| add(ids)));
+            }
+        }
+        hasher.digest()
+    }
+}
+
+/// One optimizer step's micro-batches, given by the indices of their records: adds their gradients.
+pub(super) fn accumulate(
+    model: &mut Qwen2,
+    task: &Task,
+    (parameters, gradients): (&[Parameter], &mut Gradients),
+    micro_batches: &[&[usize]],
+    seed: u64,
+    stop: &Stop,
+) -> Result<Accumulated> {
+    let mut n_tokens = 0;
+    let mut run = |idx: usize, batch: &Batch, weigh: &Weigh<'_>| {
+        n_tokens += batch.ids.len() as u64;
+        backward(model, parameters, gradients, batch, weigh, seed.wrapping_add((idx as u64) << 32))
+    };
+    let (loss, figures) = match task {
+        Task::Sft { train, .. } => {
+            let batches: Vec<Batch> =
+                micro_batches.iter().map(|records| pack_records(records.iter().map(|&idx| &train[idx]))).collect();
+            let n_targets = batches.iter().map(|batch| batch.targets.len()).sum::<usize>().max(1) as f64;
+            let mut sum = 0.0;
+            for (idx, batch) in batches.iter().enumerate() {
+                if stop.is_requested() {
+                    return Ok(Accumulated::Stopped);
+                }
+                match run(idx, batch, &Weigh::Uniform(1.0 / n_targets)) {
+                    Ok(logps) => sum += logps.iter().map(|&logp| f64::from(logp)).sum::<f64>(),
+                    Err(error) => return not_finite(error, idx),
+                }
+            }
+            (-sum / n_targets, Vec::new())
+        }
+        Task::Orpo { train, beta, nll_on, .. } => {
+            let share = 1.0 / micro_batches.len() as f64;
+            let mut mean = MeanFigures::default();
+            for (idx, records) in micro_batches.iter().enumerate() {
+                if stop.is_requested() {
+                    return Ok(Accumulated::Stopped);
+                }
+                let (batch, spans) = pack_preferences(records.iter().map(|&idx| &train[idx]));
+                let weigh = |logps: &[f32]| {
+                    let (_, weights) = orpo::loss(logps, &spans, *beta, *nll_on);
+                    weights.into_iter().map(|weight| weight * share as f32).collect()
+                };
+                match run(idx, &batch, &Weigh::ByLogps(&weigh)) {
+                    Ok(logps) => mean.add(&logps, &spans, *beta, *nll_on, share),
+                    Err(error) => return not_finite(error, idx),
+                }
+            }
+            (mean.loss, mean.others)
+        }
+    };
+    Ok(Accumulated::Done { loss, figures, n_tokens })
+}
+
+fn not_finite(error: Error, micro_batch: usize) -> Result<Accumulated> {
+    match error {
+        Error::NotFinite { what, value } => Ok(Accumulated::NotFinite { micro_batch, what, value }),
+        other => Err(other),
+    }
+}
+
+/// Weighted means of ORPO's figures.
+#[derive(Default)]
+struct MeanFigures {
+    loss: f64,
+    others: Named,
+}
+
+impl MeanFigures {
+    fn add(&mut self, logps: &[f32], spans: &[PreferenceSpans], beta: f64, nll_on: NllOn, share: f64) {
+        let (figures, _) = orpo::loss(logps, spans, beta, nll_on);
+        self.loss += figures.loss * share;
+        for (idx, (name, value)) in figures.named().into_iter().enumerate() {
+            match self.others.get_mut(idx) {
+                Some((_, sum)) => *sum += value * share,
+                None => self.others.push((name.to_owned(), value * share)),
+            }
+        }
+    }
+}
+
+/// Loss and figures over the validation records, without dropout. Nothing when a stop is requested meanwhile.
+///
+/// Batches of SFT are also cut at `max_tokens`, so that an evaluation needs no more memory than training; those of ORPO
+/// are not, because their likelihood is a mean over a batch.
+pub(super) fn evaluate(
+    model: &mut Qwen2,
+    task: &Task,
+    batch_size: usize,
+    max_tokens: usize,
+    stop: &Stop,
+) -> Result<Option<(f64, Named)>> {
+    match task {
+        Task::Sft { validation, .. } => {
+            let (mut sum, mut n_targets) = (0.0, 0);
+            let mut rest = validation.as_slice();
+            while let Some(first) = rest.first() {
+                if stop.is_requested() {
+                    return Ok(None);
+                }
+                let mut room = max_tokens.saturating_sub(first.len());
+                let more = rest[1..].iter().take(batch_size.saturating_sub(1)).take_while(|record| {
+                    let fits = record.len() <= room;
+                    room = room.saturating_sub(record.len());
+                    fits
+                });
+                let (records, others) = rest.split_at(1 + more.count());
+                rest = others;
+                let batch = pack_records(records);
+                n_targets += batch.targets.len();
+                sum += log_probabilities(model, &batch)?.iter().map(|&logp| f64::from(logp)).sum::<f64>();
+            }
+            Ok(Some((-sum / n_targets.max(1) as f64, Vec::new())))
+        }
+        Task::Orpo { validation, beta, nll_on, .. } => {
+            let mut mean = MeanFigures::default();
+            for records in validation.chunks(batch_size.max(1)) {
+                if stop.is_requested() {
+                    return Ok(None);
+                }
+                let (batch, spans) = pack_preferences(records);
+                let share = records.len() as f64 / validation.len() as f64;
+                mean.add(&log_probabilities(model, &batch)?, &spans, *beta, *nll_on, share);
+            }
+            Ok(Some((mean.loss, mean.others)))
+        }
+    }
+}
