@@ -16,7 +16,7 @@
 //! | [`quant`] | NF4 with double quantization | 16/32-bit weight ↔ 4-bit weight |
 //! | [`adapter`] | LoRA and DoRA, PEFT's file layout | |
 //! | [`model`] | Qwen2: blocks, KV cache, loading | token ids → hidden states, logits |
-//! | [`decode`] | batched greedy generation | prompts → answers |
+//! | [`decode`] | batched decoding, free or held to billable codes | prompts → answers |
 //! | [`config`] | stage files, resolved and checked | YAML → settings |
 //! | [`track`] | progress and `metrics.jsonl` | |
 //! | [`train`] | SFT and ORPO by block-wise recompute | records → adapter |

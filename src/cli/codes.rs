@@ -3,6 +3,7 @@
 mod build;
 mod check;
 mod diff;
+mod export;
 mod search;
 mod show;
 
@@ -28,6 +29,7 @@ enum Command {
     Show(show::Args),
     Search(search::Args),
     Diff(diff::Args),
+    Export(export::Args),
 }
 
 /// Which release of the code set a command works with.
@@ -88,6 +90,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
         Command::Show(args) => show::run(args, out),
         Command::Search(args) => search::run(args, out),
         Command::Diff(args) => diff::run(args, out),
+        Command::Export(args) => export::run(args, out),
     }
 }
 

@@ -1,9 +1,12 @@
-//! Greedy decoding of many prompts: sorted by length, a batch at a time, finished sequences leaving early.
+//! Greedy decoding of many prompts: sorted by length, a finished one making room for the next.
 
-use tch::{Kind, Tensor};
+use std::sync::Arc;
 
 use super::Error;
-use crate::model::{KvCache, Packed, Qwen2, Segment};
+use super::batch::{Answer, Batch, Form, Request, Settings};
+use super::constraint::Constraint;
+use super::sampler::Sampling;
+use crate::model::Qwen2;
 use crate::stop::Stop;
 
 /// When decoding stops and how much runs at once.
@@ -14,14 +17,6 @@ pub struct Limits {
     pub batch_size: usize,
     /// Tokens that end an answer; not part of the result.
     pub end_tokens: Vec<u32>,
-}
-
-/// A sequence being decoded.
-struct Active {
-    /// Index among the prompts.
-    prompt: usize,
-    answer: Vec<u32>,
-    is_done: bool,
 }
 
 /// The greedy continuation of every prompt, in the order of the prompts, end token excluded. An answer cut at
@@ -36,73 +31,65 @@ pub fn generate(
     stop: &Stop,
     mut done: impl FnMut(u64),
 ) -> Result<Vec<Vec<u32>>, Error> {
-    let limit = model.config.max_position_embeddings;
-    for (index, prompt) in prompts.iter().enumerate() {
-        if prompt.is_empty() {
-            return Err(Error::EmptyPrompt { index });
-        }
-        if prompt.len() + limits.max_new_tokens > limit as usize {
-            let (len_tokens, max_new_tokens) = (prompt.len(), limits.max_new_tokens);
-            return Err(Error::TooLong { index, len_tokens, max_new_tokens, limit });
-        }
-    }
-    let mut order: Vec<usize> = (0..prompts.len()).collect();
-    order.sort_by_key(|&idx| prompts[idx].len());
     let mut answers = vec![Vec::new(); prompts.len()];
-    for batch in order.chunks(limits.batch_size.max(1)) {
-        for active in decode_batch(model, prompts, batch, limits, stop)? {
-            answers[active.prompt] = active.answer;
-        }
-        done(batch.len() as u64);
-    }
+    decode_all(model, prompts, limits, None, stop, |idx, answer| {
+        answers[idx] = answer.tokens.iter().map(|token| token.id).collect();
+        done(1);
+    })?;
     Ok(answers)
 }
 
-fn decode_batch(
+/// The greedy answer to every prompt that a constraint allows. `done` is called with the index of a prompt and its
+/// answer as soon as it is finished; prompts of like length are answered together, so not in their order.
+///
+/// # Errors
+/// As [`generate`], and when `max_new_tokens` cannot hold a code.
+pub fn generate_codes(
     model: &mut Qwen2,
     prompts: &[Vec<u32>],
-    batch: &[usize],
     limits: &Limits,
+    constraint: &Arc<Constraint>,
     stop: &Stop,
-) -> Result<Vec<Active>, Error> {
-    let ids: Vec<i64> = batch.iter().flat_map(|&idx| &prompts[idx]).map(|&id| i64::from(id)).collect();
-    let lens: Vec<i64> = batch.iter().map(|&idx| prompts[idx].len() as i64).collect();
-    let segments: Vec<Segment> = lens.iter().map(|&len| Segment::plain(len as usize)).collect();
-    let device = model.placement.device;
-    let packed = Packed::new(&ids, &segments, model.config.vocab_size, device)?;
-    let max_len = lens.iter().max().copied().unwrap_or(0) + limits.max_new_tokens as i64;
-    let mut cache = KvCache::new(&model.config, model.placement, batch.len() as i64, max_len)?;
+    done: impl FnMut(usize, Answer),
+) -> Result<(), Error> {
+    decode_all(model, prompts, limits, Some(constraint), stop, done)
+}
 
-    let mut running: Vec<Active> =
-        batch.iter().map(|&prompt| Active { prompt, answer: Vec::new(), is_done: false }).collect();
-    let mut finished = Vec::new();
-    let mut logits = model.prefill(&packed, &lens, &mut cache)?;
-    for n_tokens in 1..=limits.max_new_tokens {
+fn decode_all(
+    model: &mut Qwen2,
+    prompts: &[Vec<u32>],
+    limits: &Limits,
+    constraint: Option<&Arc<Constraint>>,
+    stop: &Stop,
+    mut done: impl FnMut(usize, Answer),
+) -> Result<(), Error> {
+    let mut batch = Batch::new(Settings {
+        batch_size: limits.batch_size,
+        end_tokens: limits.end_tokens.clone(),
+        constraint: constraint.cloned(),
+    });
+    let mut order: Vec<usize> = (0..prompts.len()).collect();
+    order.sort_by_key(|&idx| prompts[idx].len());
+    for idx in order {
+        let request = Request {
+            prompt: prompts[idx].clone(),
+            max_new_tokens: limits.max_new_tokens,
+            sampling: Sampling::default(),
+            form: if constraint.is_some() { Form::Codes } else { Form::Free },
+            log_probs: false,
+            n_top: 0,
+        };
+        batch.submit(model, idx as u64, request)?;
+    }
+    while !batch.is_idle() {
         stop.check("decoding")?;
-        let mut next = Vec::<i64>::try_from(logits.f_argmax(-1, false)?.f_to_kind(Kind::Int64)?)?;
-        for (active, &id) in running.iter_mut().zip(&next) {
-            if active.is_done || limits.end_tokens.contains(&(id as u32)) {
-                active.is_done = true;
-            } else {
-                active.answer.push(id as u32);
+        for event in batch.step(model)? {
+            if let Some(answer) = event.answer {
+                done(event.key as usize, answer);
             }
         }
-        let left: Vec<i64> = (0..running.len() as i64).filter(|&idx| !running[idx as usize].is_done).collect();
-        if left.is_empty() || n_tokens == limits.max_new_tokens {
-            break;
-        }
-        // Moving the cache costs about a step; it pays when a quarter of the batch is done.
-        if left.len() * 4 <= running.len() * 3 {
-            cache.keep(&left)?;
-            next = left.iter().map(|&idx| next[idx as usize]).collect();
-            let (done, still): (Vec<Active>, Vec<Active>) = running.into_iter().partition(|active| active.is_done);
-            finished.extend(done);
-            running = still;
-        }
-        logits = model.decode(&Tensor::f_from_slice(&next)?.f_to_device(device)?, &mut cache)?;
     }
-    finished.extend(running);
-    Ok(finished)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -110,7 +97,7 @@ mod tests {
     use tch::{Device, Kind};
 
     use super::*;
-    use crate::model::{Config, init};
+    use crate::model::{Config, Packed, Segment, init};
     use crate::tensor::{Placement, Rng};
 
     fn model() -> Qwen2 {

@@ -1,8 +1,18 @@
-//! From prompts to answers: batched greedy decoding with a KV cache.
+//! From prompts to answers: batched decoding with a KV cache, free or held to the codes of a release.
 
+pub mod automaton;
+mod batch;
+mod beam;
+mod constraint;
 mod generate;
+pub mod grammar;
+mod sampler;
 
-pub use generate::{Limits, generate};
+pub use batch::{Answer, Batch, Event, Form, Reason, Request, ScoredCode, Settings, Token};
+pub use beam::{Alternative, alternatives};
+pub use constraint::{Advance, Choice, Constraint, Rules, Walk};
+pub use generate::{Limits, generate, generate_codes};
+pub use sampler::Sampling;
 
 use crate::diag::Diagnostic;
 use crate::model;
@@ -21,6 +31,14 @@ pub enum Error {
         "prompt {index} has {len_tokens} tokens; with {max_new_tokens} new ones the model's limit of {limit} is passed"
     )]
     TooLong { index: usize, len_tokens: usize, max_new_tokens: usize, limit: i64 },
+    #[error("{max_new_tokens} new tokens cannot hold every code: at least {least} are needed")]
+    TooFewTokens { max_new_tokens: usize, least: usize },
+    #[error("the release has no codes to answer with")]
+    NoCodes,
+    #[error("the tokenizer has no token for `{character}`, which codes are written with")]
+    Unspellable { character: char },
+    #[error("codes were asked for where no code set is loaded")]
+    NoConstraint,
 }
 
 impl From<tch::TchError> for Error {
@@ -36,6 +54,10 @@ impl Diagnostic for Error {
             Self::Stopped(stopped) => stopped.hint(),
             Self::EmptyPrompt { .. } => None,
             Self::TooLong { .. } => Some("shorten the text".into()),
+            Self::TooFewTokens { least, .. } => Some(format!("allow {least} or more, or answer unconstrained")),
+            Self::NoCodes => Some("check the file given with --codes".into()),
+            Self::Unspellable { .. } => Some("use --no-constrain, or the tokenizer that belongs to the model".into()),
+            Self::NoConstraint => None,
         }
     }
 }

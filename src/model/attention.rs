@@ -11,8 +11,8 @@ use super::packing::{Group, Packed};
 pub(super) enum Context<'a> {
     /// Records of a packed row, each to itself.
     Packed(&'a Packed),
-    /// As `Packed`, storing the keys and values of record `i`, `lens[i]` tokens, in sequence `i`.
-    Prefill(&'a Packed, &'a [i64], &'a mut LayerCache),
+    /// As `Packed`, storing the keys and values of record `i`, `lens[i]` tokens, in row `first + i`.
+    Prefill { packed: &'a Packed, lens: &'a [i64], first: i64, cache: &'a mut LayerCache },
     /// One new token a sequence, to all before it.
     Decode(&'a Step, &'a mut LayerCache),
 }
@@ -25,10 +25,10 @@ pub(super) fn attend(context: &mut Context<'_>, q: &Tensor, k: &Tensor, v: &Tens
     let per_kv = heads / kv_heads;
     match context {
         Context::Packed(packed) => attend_packed(packed, q, k, v),
-        Context::Prefill(packed, lens, cache) => {
+        Context::Prefill { packed, lens, first, cache } => {
             let mut start = 0;
-            for (idx, &len) in lens.iter().enumerate() {
-                cache.prefill(idx as i64, &k.f_narrow(0, start, len)?, &v.f_narrow(0, start, len)?)?;
+            for (row, &len) in (*first..).zip(lens.iter()) {
+                cache.prefill(row, &k.f_narrow(0, start, len)?, &v.f_narrow(0, start, len)?)?;
                 start += len;
             }
             attend_packed(packed, q, k, v)

@@ -1,11 +1,11 @@
-//! Keys and values of the tokens seen so far, for a batch of sequences of different lengths.
+//! Keys and values of the tokens seen so far, for a batch of sequences of different lengths that come and go.
 
 use tch::{Kind, Tensor};
 
 use super::{Config, Result};
 use crate::tensor::Placement;
 
-/// The cache of a batch: room for `max_len` tokens in each of `batch` sequences.
+/// The cache of a batch. Sequences are numbered from 0; the rows after the last are free for more.
 #[derive(Debug)]
 pub struct KvCache {
     pub(super) layers: Vec<LayerCache>,
@@ -13,7 +13,7 @@ pub struct KvCache {
     pub(super) lengths: Vec<i64>,
 }
 
-/// One layer's keys and values, each `[batch, kv_heads, max_len, head_dim]`.
+/// One layer's keys and values, each `[rows, kv_heads, max_len, head_dim]`.
 #[derive(Debug)]
 pub(super) struct LayerCache {
     pub keys: Tensor,
@@ -34,16 +34,59 @@ pub(super) struct Step {
 }
 
 impl KvCache {
-    /// An empty cache.
+    /// An empty cache with room for `rows` sequences of `max_len` tokens each.
     ///
     /// # Errors
     /// When memory is short.
-    pub fn new(config: &Config, placement: Placement, batch: i64, max_len: i64) -> Result<Self> {
-        let shape = [batch, config.num_key_value_heads, max_len, config.head_dim];
+    pub fn new(config: &Config, placement: Placement, rows: i64, max_len: i64) -> Result<Self> {
+        let shape = [rows, config.num_key_value_heads, max_len, config.head_dim];
         let zeros = || Tensor::f_zeros(shape, (placement.dtype, placement.device));
         let layer = |_| -> Result<LayerCache> { Ok(LayerCache { keys: zeros()?, values: zeros()? }) };
         let layers = (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()?;
-        Ok(Self { layers, lengths: vec![0; batch as usize] })
+        Ok(Self { layers, lengths: Vec::new() })
+    }
+
+    /// Makes room for `n_more` further sequences, and for `max_len` tokens in every one.
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub fn reserve(&mut self, n_more: usize, max_len: i64) -> Result<()> {
+        let n_held = self.lengths.len() as i64;
+        for layer in &mut self.layers {
+            let [rows, heads, room, dim] = layer.keys.size()[..] else { continue };
+            let (more_rows, more_room) = (rows.max(n_held + n_more as i64), room.max(max_len));
+            if (more_rows, more_room) == (rows, room) {
+                continue;
+            }
+            for held in [&mut layer.keys, &mut layer.values] {
+                let larger = Tensor::f_zeros([more_rows, heads, more_room, dim], (held.kind(), held.device()))?;
+                let copied = larger.f_narrow(0, 0, n_held)?.f_narrow(2, 0, room)?;
+                copied.shallow_clone().f_copy_(&held.f_narrow(0, 0, n_held)?)?;
+                *held = larger;
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets a sequence; the last one takes its number.
+    ///
+    /// # Errors
+    /// Never on a sound cache.
+    pub fn swap_remove(&mut self, sequence: usize) -> Result<()> {
+        let last = self.lengths.len().saturating_sub(1);
+        if sequence < last {
+            let len = self.lengths[last];
+            for layer in &self.layers {
+                for held in [&layer.keys, &layer.values] {
+                    let from = held.f_select(0, last as i64)?.f_narrow(1, 0, len)?;
+                    held.f_select(0, sequence as i64)?.f_narrow(1, 0, len)?.f_copy_(&from)?;
+                }
+            }
+        }
+        if sequence <= last && !self.lengths.is_empty() {
+            self.lengths.swap_remove(sequence);
+        }
+        Ok(())
     }
 
     /// Prepares the next step: one new token in every sequence.
@@ -68,7 +111,7 @@ impl KvCache {
         Ok(step)
     }
 
-    /// Keeps only the sequences of these numbers, in this order.
+    /// Keeps only the sequences of these numbers, in this order; one may be kept more than once.
     ///
     /// # Errors
     /// When memory is short.
@@ -85,7 +128,7 @@ impl KvCache {
 }
 
 impl LayerCache {
-    /// Stores the first `len` tokens of sequence `idx`: `keys` and `values` are `[len, kv_heads, head_dim]`.
+    /// Stores the first `len` tokens in row `idx`: `keys` and `values` are `[len, kv_heads, head_dim]`.
     pub fn prefill(&mut self, idx: i64, keys: &Tensor, values: &Tensor) -> Result<()> {
         let len = keys.size()[0];
         for (cache, new) in [(&self.keys, keys), (&self.values, values)] {
@@ -104,7 +147,9 @@ impl LayerCache {
         for (cache, new) in [(&mut self.keys, keys), (&mut self.values, values)] {
             let _ = cache.f_index_put_(&[Some(&step.sequences), None, Some(&step.positions)], new, false)?;
         }
-        let (keys, values) = (self.keys.f_narrow(2, 0, step.len)?, self.values.f_narrow(2, 0, step.len)?);
+        let batch = queries.size()[0];
+        let seen = |held: &Tensor| held.f_narrow(0, 0, batch)?.f_narrow(2, 0, step.len);
+        let (keys, values) = (seen(&self.keys)?, seen(&self.values)?);
         let scores = queries.f_matmul(&keys.f_transpose(2, 3)?)?.f_to_kind(Kind::Float)?.f_mul_scalar(scale)?;
         let weights = scores.f_add(&step.mask)?.f_softmax(-1, None)?.f_to_kind(kind)?;
         Ok(weights.f_matmul(&values)?)

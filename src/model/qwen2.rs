@@ -130,20 +130,41 @@ impl Qwen2 {
         })
     }
 
-    /// Reads prompts packed without branches into an empty cache: record `i`, of `lens[i]` tokens, becomes sequence
-    /// `i`. Gives the logits after each prompt, `[batch, vocab]` f32.
+    /// Logits in f32 for rows of hidden states `[n, hidden]` over some rows of the head's matrix, `[m, hidden]`. Gives
+    /// `[n, m]`.
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub fn logits_over(&self, hidden: &Tensor, head_rows: &Tensor) -> Result<Tensor> {
+        no_grad(|| Ok(self.final_norm(hidden)?.f_linear(head_rows, None::<&Tensor>)?.f_to_kind(Kind::Float)?))
+    }
+
+    /// Reads prompts packed without branches into a cache: record `i`, of `lens[i]` tokens, becomes the `i`th new
+    /// sequence. Gives the logits after each prompt, `[batch, vocab]` f32.
     ///
     /// # Errors
     /// When memory is short.
     pub fn prefill(&mut self, packed: &Packed, lens: &[i64], cache: &mut KvCache) -> Result<Tensor> {
+        let hidden = self.prefill_hidden(packed, lens, cache)?;
+        self.logits(&hidden)
+    }
+
+    /// As [`Qwen2::prefill`], giving the hidden states before the final norm instead, `[batch, hidden]`.
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub fn prefill_hidden(&mut self, packed: &Packed, lens: &[i64], cache: &mut KvCache) -> Result<Tensor> {
         no_grad(|| {
+            let longest = lens.iter().max().copied().unwrap_or(0);
+            cache.reserve(lens.len(), longest)?;
+            let first = cache.lengths.len() as i64;
             let rotation = self.rotation(&packed.positions)?;
             let mut x = self.embed(&packed.ids)?;
             for idx in 0..self.blocks.len() {
-                let mut context = Context::Prefill(packed, lens, &mut cache.layers[idx]);
+                let mut context = Context::Prefill { packed, lens, first, cache: &mut cache.layers[idx] };
                 x = self.visit(idx, &x, &rotation, &mut context, None)?;
             }
-            cache.lengths = lens.to_vec();
+            cache.lengths.extend(lens);
             let last: Vec<i64> = lens
                 .iter()
                 .scan(0, |end, len| {
@@ -152,15 +173,25 @@ impl Qwen2 {
                 })
                 .collect();
             let last = Tensor::f_from_slice(&last)?.f_to_device(self.placement.device)?;
-            self.logits(&x.f_index_select(0, &last)?)
+            Ok(x.f_index_select(0, &last)?)
         })
     }
 
-    /// Feeds one token `[batch]` to every sequence of the cache. Gives the logits after it, `[batch, vocab]` f32.
+    /// Feeds one token `[batch]` to every sequence of the cache, which has room for it. Gives the logits after it,
+    /// `[batch, vocab]` f32.
     ///
     /// # Errors
     /// When memory is short.
     pub fn decode(&mut self, ids: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
+        let hidden = self.decode_hidden(ids, cache)?;
+        self.logits(&hidden)
+    }
+
+    /// As [`Qwen2::decode`], giving the hidden states before the final norm instead, `[batch, hidden]`.
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub fn decode_hidden(&mut self, ids: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
         no_grad(|| {
             let step = cache.next_step()?;
             let rotation = self.rotation(&step.positions)?;
@@ -169,7 +200,7 @@ impl Qwen2 {
                 let mut context = Context::Decode(&step, &mut cache.layers[idx]);
                 x = self.visit(idx, &x, &rotation, &mut context, None)?;
             }
-            self.logits(&x)
+            Ok(x)
         })
     }
 

@@ -7,6 +7,7 @@ mod bpe;
 mod chat;
 mod error;
 mod message;
+mod spelling;
 mod template;
 mod tokenizer;
 mod tokens;

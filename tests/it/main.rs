@@ -4,6 +4,7 @@
 mod cli;
 mod codes;
 mod config;
+mod constrained;
 mod data;
 mod data_pairs;
 mod demo;
