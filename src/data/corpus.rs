@@ -124,7 +124,7 @@ impl<'a> Corpus<'a> {
         let register = *draw.pick(&Register::ALL).unwrap_or(&Register::Clinician);
         let words = if is_external_cause(code) {
             let cause = self.wording.cause(code, draw);
-            cause.map(|cause| cause.verb.filter(|_| draw.chance(0.5)).unwrap_or(cause.noun))
+            cause.map(|cause| if draw.chance(0.5) { cause.verb } else { cause.noun })
         } else {
             self.wording.diagnosis(code, register, draw)
         };

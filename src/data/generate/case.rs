@@ -45,6 +45,8 @@ pub(super) struct Cases<'a> {
     causes: HashMap<(Episode, Harm), Vec<Code>>,
     circumstances: Vec<Code>,
     companions: Vec<Code>,
+    /// Those of [`ADVERSE`] that may be used.
+    reactions: Vec<Code>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -59,6 +61,10 @@ struct Trait {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Illness,
+    /// An adverse effect of a drug: what it does comes first.
+    AdverseEffect,
+    /// Too little of a drug: never first, the condition that it is taken for is.
+    Underdosing,
     Injury(Harm),
     Cause(Harm),
     /// Place, activity or status (Y92, Y93, Y99): only with a first visit.
@@ -70,15 +76,27 @@ enum Kind {
 enum Harm {
     Mechanical,
     Bite,
+    /// Burns.
     Heat,
+    /// Heatstroke and the like.
+    Weather,
     Cold,
+    Water,
+    Current,
+    Radiation,
     ForeignBody,
+    /// Corrosions: their cause is coded by the substance (T51-T65), not in chapter 20.
+    Substance,
     Other,
 }
 
+/// What a drug taken as prescribed does: coded before the adverse effect (guidelines, section I.C.19.e.5.a).
+const ADVERSE: &[&str] = &["K52.1", "L27.0", "R00.0", "R11.0", "R11.2", "R21", "R40.0", "R42", "R51.9", "R55", "R63.0"];
+
 impl<'a> Cases<'a> {
-    /// Sorts `codes`. Left out are those without wording of their own, and causes with no injury to go with.
-    pub(super) fn new(release: &'a Release, wording: &Wording, codes: &[Code]) -> Self {
+    /// Sorts `pool`, the codes that cases are put together from; `codes`, a part of it, are those they are built around.
+    /// Left out are codes without wording of their own, and causes with no injury to go with.
+    pub(super) fn new(release: &'a Release, wording: &Wording, codes: &[Code], pool: &[Code]) -> Self {
         let mut cases = Self {
             release,
             leads: Vec::new(),
@@ -87,8 +105,9 @@ impl<'a> Cases<'a> {
             causes: HashMap::new(),
             circumstances: Vec::new(),
             companions: Vec::new(),
+            reactions: Vec::new(),
         };
-        for &code in codes.iter().filter(|code| wording.can_word(**code)) {
+        for &code in pool.iter().filter(|code| wording.can_word(**code)) {
             let description = release.get(code).map(|billable| billable.description.to_lowercase()).unwrap_or_default();
             let traits = Trait {
                 kind: Kind::of(code, &description),
@@ -102,6 +121,9 @@ impl<'a> Cases<'a> {
                 (Kind::Circumstance, _) => cases.circumstances.push(code),
                 _ if traits.is_companion => cases.companions.push(code),
                 _ => {}
+            }
+            if ADVERSE.contains(&code.to_string().as_str()) {
+                cases.reactions.push(code);
             }
             cases.traits.insert(code, traits);
         }
@@ -137,6 +159,14 @@ impl<'a> Cases<'a> {
                     }
                 }
             }
+            Kind::AdverseEffect => {
+                self.add_code(&mut case, &self.reactions, false, draw, |_| true);
+                case.diagnoses.push(lead);
+            }
+            Kind::Underdosing => {
+                self.add_code(&mut case, &self.companions, false, draw, |_| true);
+                case.diagnoses.push(lead);
+            }
             Kind::Injury(harm) => {
                 case.diagnoses.push(lead);
                 if draw.chance(shares.second) {
@@ -168,11 +198,16 @@ impl<'a> Cases<'a> {
         case
     }
 
-    /// An injury of the case's visit that `harm` does, or failing that any of the visit.
+    /// An injury of the case's visit that `harm` does, or failing that one by force, or any of the visit.
     fn add_first_injury(&self, case: &mut Case, harm: Harm, draw: &mut Draw) {
         let Some(injuries) = case.episode.and_then(|episode| self.injuries.get(&episode)) else { return };
         let fits = |code: Code| self.traits.get(&code).is_some_and(|traits| traits.kind == Kind::Injury(harm));
         self.add_code(case, injuries, false, draw, fits);
+        if case.diagnoses.is_empty() {
+            let is_by_force = Kind::Injury(Harm::Mechanical);
+            let may = |code: Code| self.traits.get(&code).is_some_and(|traits| traits.kind == is_by_force);
+            self.add_code(case, injuries, false, draw, may);
+        }
         if case.diagnoses.is_empty() {
             let start = draw.below(injuries.len());
             let mut others = injuries[start..].iter().chain(&injuries[..start]);
@@ -233,14 +268,18 @@ impl Kind {
         let category = code.category();
         let category = category.undotted();
         let is_within = |first: &str, last: &str| (first..=last).contains(&category);
+        let has = |word: &str| description.contains(word);
         if is_external_cause(code) {
             return match category {
                 "Y92" | "Y93" | "Y99" => Self::Circumstance,
-                "X31" => Self::Cause(Harm::Cold),
+                _ if has("drowning") => Self::Cause(Harm::Water),
+                "X31" | "W93" => Self::Cause(Harm::Cold),
+                "X30" | "W92" => Self::Cause(Harm::Weather),
+                _ if has("heat exposure on") => Self::Cause(Harm::Weather),
+                "W85" | "W86" | "X33" => Self::Cause(Harm::Current),
+                "W88" | "W89" | "W90" | "X32" => Self::Cause(Harm::Radiation),
                 "W44" => Self::Cause(Harm::ForeignBody),
-                _ if is_within("W53", "W62") && description.contains("bitten")
-                    || code.undotted().starts_with("W503") =>
-                {
+                _ if is_within("W53", "W62") && has("bitten") || code.undotted().starts_with("W503") => {
                     Self::Cause(Harm::Bite)
                 }
                 _ if is_within("X00", "X19") || matches!(category, "X97" | "X98" | "Y26" | "Y27" | "X76" | "X77") => {
@@ -259,13 +298,23 @@ impl Kind {
                 _ => Self::Cause(Harm::Other),
             };
         }
-        if !is_within("S00", "T34") {
-            return Self::Illness;
+        match category {
+            _ if description.starts_with("adverse effect of") => return Self::AdverseEffect,
+            _ if description.starts_with("underdosing of") => return Self::Underdosing,
+            "T66" => return Self::Injury(Harm::Radiation),
+            "T67" => return Self::Injury(Harm::Weather),
+            "T68" | "T69" => return Self::Injury(Harm::Cold),
+            _ if code.undotted().starts_with("T751") => return Self::Injury(Harm::Water),
+            _ if code.undotted().starts_with("T750") || code.undotted().starts_with("T754") => {
+                return Self::Injury(Harm::Current);
+            }
+            _ if !is_within("S00", "T34") => return Self::Illness,
+            _ => {}
         }
         Self::Injury(match category {
-            _ if description.contains("bite") => Harm::Bite,
+            _ if has("bite") => Harm::Bite,
             _ if is_within("T15", "T19") => Harm::ForeignBody,
-            _ if description.contains("corrosion") => Harm::Other,
+            _ if has("corrosion") => Harm::Substance,
             _ if is_within("T20", "T32") => Harm::Heat,
             "T33" | "T34" => Harm::Cold,
             _ => Harm::Mechanical,

@@ -46,7 +46,18 @@ const WOMEN: &[&str] =
     &["pregnan", "uter", "ovar", "vagin", "vulv", "menstru", "menopaus", "endometri", "female", "maternal", "labor"];
 const MEN: &[&str] = &["prostat", "penis", "testi", "scrot", "male ", "epididym", "foreskin", "phimosis"];
 const OLD: &[&str] = &["senile", "age-related", "presbyopia", "alzheimer"];
-const YOUNG: &[&str] = &["juvenile", "infantile", "child", "adolescen", "pediatric"];
+const YOUNG: &[&str] = &[
+    "juvenile",
+    "infantile",
+    "child",
+    "adolescen",
+    "pediatric",
+    // Growing bone: growth plates, and fractures that bend or buckle.
+    "physeal",
+    "greenstick",
+    "torus fracture",
+    "upper femoral epiphysis",
+];
 
 impl Fit {
     /// What one code says, by its chapter and the words of its description (lower case).
@@ -58,6 +69,7 @@ impl Fit {
             Some(b'O') if description.contains("young") => Some(AgeGroup::YoungMother),
             Some(b'O') => Some(AgeGroup::ChildBearing),
             _ if has(&["newborn", "neonatal"]) => Some(AgeGroup::Newborn),
+            _ if description.contains("in childhood") => Some(AgeGroup::Adult),
             _ if has(OLD) => Some(AgeGroup::Old),
             _ if has(YOUNG) => Some(AgeGroup::Child),
             _ if description.contains("adult") => Some(AgeGroup::Adult),

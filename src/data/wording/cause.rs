@@ -8,12 +8,12 @@ use super::table::rows;
 use crate::codes::Code;
 use crate::data::draw::Draw;
 
-/// What happened, as a noun phrase ("a fall off a ladder") and, where there is one, as a verb phrase in the past tense
-/// without its subject ("fell off a ladder").
+/// What happened, as a noun phrase ("a fall off a ladder") and as a verb phrase in the past tense without its subject
+/// ("fell off a ladder").
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Cause {
     pub(crate) noun: String,
-    pub(crate) verb: Option<String>,
+    pub(crate) verb: String,
 }
 
 /// The wordings of all external causes of a release.
@@ -29,7 +29,7 @@ enum Wordings {
 
 /// The parts of "VICTIM injured in collision with COUNTERPART in traffic accident".
 struct Transport {
-    victim: &'static Victim,
+    victim: Person,
     event: Event,
     place: Place,
 }
@@ -37,6 +37,8 @@ struct Transport {
 enum Event {
     Collision(&'static Counterpart),
     Noncollision,
+    /// An accident of which no more is told.
+    Accident,
 }
 
 #[derive(Clone, Copy)]
@@ -44,13 +46,21 @@ enum Place {
     Traffic,
     Nontraffic,
     Unknown,
+    /// The description does not say.
+    None,
+}
+
+/// Who came to harm in a transport accident.
+struct Person {
+    /// Completes "was hit by a car ...".
+    doing: Vec<String>,
+    /// How such a person comes to harm without a collision.
+    noncollision: &'static [(&'static str, &'static str)],
 }
 
 struct Victim {
     description: &'static str,
-    /// Completes "was hit by a car ...".
     doing: &'static [&'static str],
-    /// How such a person comes to harm without a collision.
     noncollision: &'static [(&'static str, &'static str)],
 }
 
@@ -75,6 +85,56 @@ const ON_MOTORCYCLE: &[(&str, &str)] = &[
 const IN_CAR: &[(&str, &str)] = &[
     ("a rollover of the car without a collision", "was in the car when it rolled over without a collision"),
     ("the car overturning, no collision", "was in the car as it overturned, nothing was hit"),
+];
+
+const NONCOLLISION: &[(&str, &str)] = &[
+    ("a transport accident without any collision", "was in a transport accident without any collision"),
+    ("an overturning without a collision", "was hurt when the vehicle overturned without a collision"),
+];
+
+/// Vehicles that people ride in or drive, as descriptions name them and as people do.
+const VEHICLES: &[(&str, &str)] = &[
+    ("3- or 4- wheeled all-terrain vehicle (atv)", "an all-terrain vehicle (ATV)"),
+    ("ambulance or fire engine", "an ambulance or fire engine"),
+    ("animal-drawn vehicle", "an animal-drawn vehicle"),
+    ("bus", "a bus"),
+    ("car", "a car"),
+    ("dirt bike or motor/cross bike", "a dirt bike"),
+    ("dune buggy", "a dune buggy"),
+    ("electric (assisted) bicycle", "an electric bicycle"),
+    ("heavy transport vehicle", "a heavy truck"),
+    ("military vehicle", "a military vehicle"),
+    ("other motorcycle", "a motorcycle"),
+    ("other special all-terrain or other off-road motor vehicle", "another off-road motor vehicle"),
+    ("pedal cycle", "a bicycle"),
+    ("pick-up truck or van", "a pick-up truck or van"),
+    ("railway train or railway vehicle", "a train"),
+    ("snowmobile", "a snowmobile"),
+    ("special agricultural vehicle", "a farm vehicle such as a tractor"),
+    ("special construction vehicle", "a construction vehicle such as a digger"),
+    ("special industrial vehicle", "an industrial vehicle such as a forklift"),
+    ("streetcar", "a streetcar"),
+    ("three-wheeled motor vehicle", "a three-wheeled motor vehicle"),
+];
+
+/// What a person does with a vehicle: the words before and after it in a description, and its wordings.
+const ROLES: &[(&str, &str, &[&str])] = &[
+    ("driver of ", "", &["while driving @", "as the driver of @"]),
+    ("", " driver", &["while driving @", "as the driver of @"]),
+    ("passenger in ", "", &["as a passenger in @", "while riding as a passenger in @"]),
+    ("passenger on ", "", &["as a passenger on @", "while riding as a passenger on @"]),
+    ("passenger of ", "", &["as a passenger of @", "while riding as a passenger of @"]),
+    ("", " passenger", &["as a passenger of @", "while riding as a passenger of @"]),
+    ("person on outside of ", "", &["while hanging on to the outside of @", "while riding on the outside of @"]),
+    ("person boarding or alighting a ", "", &["while getting in or out of @", "while boarding or leaving @"]),
+    ("person boarding or alighting an ", "", &["while getting on or off @", "while mounting or leaving @"]),
+    ("person boarding or alighting from ", "", &["while getting on or off @", "while boarding or leaving @"]),
+    ("person boarding or alighting ", "", &["while getting on or off @", "while mounting or leaving @"]),
+    ("unspecified occupant of ", "", &["while in @ (driver or passenger not stated)"]),
+    ("unspecified rider of ", "", &["while on @ (driver or passenger not stated)"]),
+    ("unspecified ", " rider", &["while on @ (driver or passenger not stated)"]),
+    ("unspecified ", " occupant", &["while in @ (driver or passenger not stated)"]),
+    ("occupant of ", "", &["while riding in @", "as an occupant of @"]),
 ];
 
 const VICTIMS: &[Victim] = &[
@@ -197,6 +257,22 @@ const COUNTERPARTS: &[Counterpart] = &[
         words: &["an SUV", "a sport utility vehicle"],
         is_fixed: false,
     },
+    Counterpart {
+        description: "other nonmotor vehicle",
+        words: &["a vehicle without a motor", "a nonmotor vehicle"],
+        is_fixed: false,
+    },
+    Counterpart {
+        description: "unspecified motor vehicles",
+        words: &["some motor vehicle, which kind is not known,", "an unknown motor vehicle"],
+        is_fixed: false,
+    },
+    Counterpart {
+        description: "other motor vehicles",
+        words: &["another kind of motor vehicle", "a motor vehicle of another kind"],
+        is_fixed: false,
+    },
+    Counterpart { description: "streetcar", words: &["a streetcar", "a tram"], is_fixed: false },
     Counterpart { description: "other type car", words: &["another car", "a sedan"], is_fixed: false },
     Counterpart { description: "pick-up truck", words: &["a pick-up truck", "a pickup"], is_fixed: false },
     Counterpart { description: "van", words: &["a van"], is_fixed: false },
@@ -233,7 +309,7 @@ impl Causes {
                         nouns: columns.first().cloned().unwrap_or_default(),
                         verbs: columns.get(1).cloned().unwrap_or_default(),
                     },
-                    None => match Transport::parse(&lower_case(description)) {
+                    None => match Transport::parse(&description.to_lowercase()) {
                         Some(transport) => Wordings::Transport(transport),
                         None => Wordings::Described(as_cause(own_description(description)?)),
                     },
@@ -253,7 +329,7 @@ impl Causes {
     pub(crate) fn word(&self, node: Code, draw: &mut Draw) -> Option<Cause> {
         Some(match self.by_node.get(&node)? {
             Wordings::Listed { nouns, verbs } => {
-                Cause { noun: draw.word(nouns).to_owned(), verb: draw.pick(verbs).map(|verb| (*verb).to_owned()) }
+                Cause { noun: draw.word(nouns).to_owned(), verb: draw.word(verbs).to_owned() }
             }
             Wordings::Transport(transport) => transport.word(draw),
             Wordings::Described(cause) => cause.clone(),
@@ -264,17 +340,23 @@ impl Causes {
 impl Transport {
     fn parse(description: &str) -> Option<Self> {
         let (victim, rest) = description.split_once(" injured in ")?;
-        let victim = VICTIMS.iter().find(|known| known.description == victim)?;
-        let (what, place) = if let Some(what) = rest.strip_suffix(" in traffic accident") {
-            (what, Place::Traffic)
-        } else if let Some(what) = rest.strip_suffix(" in nontraffic accident") {
-            (what, Place::Nontraffic)
-        } else {
-            (rest.strip_suffix(", unspecified whether traffic or nontraffic accident")?, Place::Unknown)
+        let victim = Person::parse(victim)?;
+        let (what, place) = match rest {
+            "traffic accident" | "unspecified traffic accident" => ("", Place::Traffic),
+            "nontraffic accident" | "unspecified nontraffic accident" => ("", Place::Nontraffic),
+            _ => [
+                (" in traffic accident", Place::Traffic),
+                (" in nontraffic accident", Place::Nontraffic),
+                (", unspecified whether traffic or nontraffic accident", Place::Unknown),
+                ("", Place::None),
+            ]
+            .into_iter()
+            .find_map(|(ending, place)| Some((rest.strip_suffix(ending)?, place)))?,
         };
         let event = match what.strip_prefix("collision with ") {
             Some(other) => Event::Collision(COUNTERPARTS.iter().find(|known| known.description == other)?),
-            None if what == "noncollision transport accident" && !victim.noncollision.is_empty() => Event::Noncollision,
+            None if what == "noncollision transport accident" => Event::Noncollision,
+            None if what.is_empty() => Event::Accident,
             None => return None,
         };
         Some(Self { victim, event, place })
@@ -282,20 +364,25 @@ impl Transport {
 
     fn word(&self, draw: &mut Draw) -> Cause {
         let place = match self.place {
-            Place::Traffic => draw.word(&["on the road", "on a public street", "in traffic", "on the highway"]),
+            Place::Traffic => draw.word(&[" on the road", " on a public street", " in traffic", " on the highway"]),
             Place::Nontraffic => draw.word(&[
-                "off the road",
-                "on private land, not in traffic",
-                "in a driveway, off the street",
-                "in a parking lot, not on a road",
+                " off the road",
+                " on private land, not in traffic",
+                " in a driveway, off the street",
+                " in a parking lot, not on a road",
             ]),
-            Place::Unknown => draw.word(&["(on a road or not is not known)", "(traffic or not is unknown)"]),
+            Place::Unknown => draw.word(&[" (on a road or not is not known)", " (traffic or not is unknown)"]),
+            Place::None => "",
         };
-        let doing = draw.word(self.victim.doing);
+        let doing = draw.pick(&self.victim.doing).map(String::as_str).unwrap_or_default();
         match &self.event {
             Event::Noncollision => {
                 let (noun, verb) = draw.pick(self.victim.noncollision).copied().unwrap_or_default();
-                Cause { noun: format!("{noun}, {doing} {place}"), verb: Some(format!("{verb}, {doing} {place}")) }
+                Cause { noun: format!("{noun}, {doing}{place}"), verb: format!("{verb}, {doing}{place}") }
+            }
+            Event::Accident => {
+                let noun = draw.word(&["an accident, details not known,", "some accident"]);
+                Cause { noun: format!("{noun} {doing}{place}"), verb: format!("was in {noun} {doing}{place}") }
             }
             Event::Collision(other) => {
                 let words = draw.word(other.words);
@@ -305,24 +392,87 @@ impl Transport {
                     draw.word(&["was hit by", "was struck by", "collided with", "was in a collision with"])
                 };
                 let noun = draw.word(&["a collision with", "a crash with"]);
-                Cause {
-                    noun: format!("{noun} {words} {doing} {place}"),
-                    verb: Some(format!("{verb} {words} {doing} {place}")),
-                }
+                Cause { noun: format!("{noun} {words} {doing}{place}"), verb: format!("{verb} {words} {doing}{place}") }
             }
         }
     }
 }
 
+impl Person {
+    /// The person of a description (lower case).
+    fn parse(description: &str) -> Option<Self> {
+        if let Some(known) = VICTIMS.iter().find(|known| known.description == description) {
+            let noncollision = if known.noncollision.is_empty() { NONCOLLISION } else { known.noncollision };
+            return Some(Self { doing: known.doing.iter().map(|words| (*words).to_owned()).collect(), noncollision });
+        }
+        let (vehicle, words) = ROLES.iter().find_map(|(before, after, words)| {
+            let named = description.strip_prefix(before)?.strip_suffix(after)?;
+            let (_, vehicle) = VEHICLES.iter().find(|(name, _)| *name == named)?;
+            Some((vehicle, words))
+        })?;
+        let doing = words.iter().map(|words| words.replace('@', vehicle)).collect();
+        Some(Self { doing, noncollision: NONCOLLISION })
+    }
+}
+
 /// A description as a cause: "bitten by rat" is something that was done to somebody.
 fn as_cause(text: String) -> Cause {
-    const DONE: &[&str] = &["bitten ", "struck ", "scratched ", "crushed ", "pecked ", "caught ", "hit "];
-    if DONE.iter().any(|word| text.starts_with(word)) {
-        Cause { noun: format!("being {text}"), verb: Some(format!("was {text}")) }
-    } else if text.starts_with("fall ") {
-        Cause { noun: format!("a {text}"), verb: Some(format!("had a {text}")) }
-    } else {
-        Cause { noun: text, verb: None }
+    const DONE: &[&str] =
+        &["bitten ", "struck ", "scratched ", "crushed ", "pecked ", "caught ", "hit ", "stung ", "butted ", "kicked "];
+    /// Nouns that stand for themselves, with the words that join them to "got hurt".
+    const EVENTS: &[(&str, &str)] = &[
+        ("accident", "in an"),
+        ("accidental", "through"),
+        ("activity", "during"),
+        ("assault", "in an"),
+        ("contact", "through"),
+        ("discharge", "through the"),
+        ("explosion", "in an"),
+        ("exposure", "through"),
+        ("heat exposure", "through"),
+        ("inhalation", "through"),
+        ("intentional", "through"),
+        ("legal intervention", "in a"),
+        ("military operations", "in"),
+        ("overexertion", "through"),
+        ("terrorism", "in"),
+        ("war operations", "in"),
+    ];
+    /// Doings, and the same in the past tense.
+    const DOINGS: &[(&str, &str)] = &[
+        ("drowning and submersion ", "nearly drowned "),
+        ("jumping or diving ", "jumped or dived "),
+        ("striking against ", "struck against "),
+    ];
+    if let Some(word) = DONE.iter().find(|word| text.starts_with(**word)) {
+        let done = match text[word.len()..].strip_prefix("by ") {
+            Some(by) => format!("{word}by {}", with_article(by)),
+            None => text.clone(),
+        };
+        return Cause { noun: format!("being {done}"), verb: format!("was {done}") };
+    }
+    if text.starts_with("fall ") {
+        return Cause { noun: format!("a {text}"), verb: format!("had a {text}") };
+    }
+    if let Some((doing, did)) = DOINGS.iter().find(|(doing, _)| text.starts_with(doing)) {
+        return Cause { verb: text.replacen(doing, did, 1), noun: text };
+    }
+    let is = |event: &str| text.strip_prefix(event).is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', ',']));
+    if let Some((_, through)) = EVENTS.iter().find(|(event, _)| is(event)) {
+        return Cause { verb: format!("got hurt {through} {text}"), noun: text };
+    }
+    Cause { noun: format!("an event ({text})"), verb: format!("got hurt ({text})") }
+}
+
+/// One thing with its article: "a turtle", "an orca"; several or "other" things without.
+fn with_article(thing: &str) -> String {
+    let head = thing.split([',', '(']).next().unwrap_or(thing).trim_end();
+    let is_plain = head.ends_with('s')
+        || ["other ", "unspecified ", "a ", "an ", "the "].iter().any(|word| head.starts_with(word));
+    match head.chars().next() {
+        Some('a' | 'e' | 'i' | 'o') if !is_plain => format!("an {thing}"),
+        Some(_) if !is_plain => format!("a {thing}"),
+        _ => thing.to_owned(),
     }
 }
 
@@ -331,8 +481,7 @@ fn describe(description: &str) -> String {
     let text =
         without_brackets(&lower_case(&description.replace(" as the place of occurrence of the external cause", "")));
     match text.strip_prefix("activity, ") {
-        Some(activity) => format!("the activity {activity}"),
-        None if text.contains(" injured in ") || text.contains(" injured by ") => format!("an accident ({text})"),
+        Some(activity) => format!("activity: {activity}"),
         None => text,
     }
 }
@@ -380,7 +529,7 @@ mod tests {
         for &node in causes.by_node.keys() {
             for _ in 0..12 {
                 let cause = causes.word(node, &mut draw).unwrap();
-                for words in std::iter::once(&cause.noun).chain(&cause.verb) {
+                for words in [&cause.noun, &cause.verb] {
                     let owner = *owners.entry(words.to_lowercase()).or_insert(node);
                     if owner != node {
                         shared.push(format!("{node} {owner} `{words}`"));
@@ -392,12 +541,43 @@ mod tests {
     }
 
     #[test]
+    fn descriptions_become_sentences() {
+        let cause = |text: &str| as_cause(text.to_owned());
+        assert_eq!(cause("struck by turtle").verb, "was struck by a turtle");
+        assert_eq!(cause("bitten by other rodents").noun, "being bitten by other rodents");
+        assert_eq!(cause("contact with hot stove").verb, "got hurt through contact with hot stove");
+        assert_eq!(cause("bather struck by powered watercraft").verb, "got hurt (bather struck by powered watercraft)");
+        assert_eq!(cause("drowning and submersion due to fall off kayak").verb, "nearly drowned due to fall off kayak");
+    }
+
+    #[test]
+    fn most_transport_accidents_are_put_together_from_their_parts() {
+        let (release, causes) = causes();
+        let is_transport = |node: &&crate::codes::Node| {
+            node.children.is_empty()
+                && node.code.undotted().starts_with('V')
+                && node.description.contains(" injured in ")
+        };
+        let all: Vec<_> = release.nodes().iter().filter(is_transport).collect();
+        let is_parsed =
+            |node: &&&crate::codes::Node| !matches!(causes.by_node.get(&node.code), Some(Wordings::Described(_)));
+        let n_parsed = all.iter().filter(is_parsed).count();
+        assert!(n_parsed * 100 > all.len() * 85, "{n_parsed} of {}", all.len());
+        let mut draw = Draw::new(5, "test", 2);
+        let verb = |code: &str, draw: &mut Draw| causes.word(Code::parse(code).unwrap(), draw).unwrap().verb;
+        let truck = verb("V66.0", &mut draw);
+        assert!(truck.contains("heavy truck") && truck.contains("motor"), "{truck}");
+        let bus = verb("V70.2", &mut draw);
+        assert!(bus.contains("outside of a bus"), "{bus}");
+    }
+
+    #[test]
     fn a_transport_accident_names_victim_counterpart_and_place() {
         let (_, causes) = causes();
         let mut draw = Draw::new(5, "test", 1);
         for _ in 0..50 {
             let cause = causes.word(Code::parse("V13.4").unwrap(), &mut draw).unwrap();
-            let verb = cause.verb.unwrap();
+            let verb = cause.verb;
             assert!(["car", "van", "pick-up"].iter().any(|word| verb.contains(word)), "{verb}");
             assert!(["bicycle", "cycling", "bik"].iter().any(|word| verb.contains(word)), "{verb}");
             let fall = causes.word(Code::parse("V18.4").unwrap(), &mut draw).unwrap();

@@ -252,7 +252,7 @@ fn without_unspecified(text: &str) -> String {
         }
         text.replace_range(at..at + 2 + part.len(), "");
     }
-    for part in ["part", "site", "ligament", "muscle", "level", "type", "area", "region"] {
+    for part in ["part", "site", "ligament", "muscle", "level", "type", "area", "region", "degree"] {
         text = text.replace(&format!(" of unspecified {part} of "), " of ");
     }
     text = text.replace(" of unspecified site", "");
@@ -318,6 +318,9 @@ mod tests {
             described("Sprain of unspecified ligament of right ankle").contains(&"sprain of right ankle".to_owned())
         );
         assert!(described("Asthma with (acute) exacerbation").contains(&"asthma with acute exacerbation".to_owned()));
+        assert!(
+            described("Corrosion of unspecified degree of unspecified palm").contains(&"corrosion of palm".to_owned())
+        );
         assert!(described("Other asthma").iter().all(|form| form.contains("other")));
     }
 
