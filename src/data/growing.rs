@@ -95,7 +95,7 @@ impl Growing {
 }
 
 /// The number of lines that end in a newline, and their bytes.
-fn whole_lines(path: &Path) -> Result<(usize, u64), fsio::Error> {
+pub(super) fn whole_lines(path: &Path) -> Result<(usize, u64), fsio::Error> {
     let fail = || fsio::Error::io("read", path);
     let mut reader = BufReader::new(File::open(path).map_err(fail())?);
     let (mut n_lines, mut len_bytes, mut line) = (0, 0, Vec::new());

@@ -10,10 +10,16 @@ mod draw;
 mod error;
 pub mod generate;
 pub mod growing;
+pub mod inspect;
+mod lines;
+pub mod manifest;
 pub mod preference;
 pub mod record;
 pub mod replay;
+pub mod source;
 pub mod split;
+pub mod steps;
+pub mod update;
 pub mod validate;
 pub mod wording;
 

@@ -89,7 +89,7 @@ impl PairSettings {
 }
 
 /// What was made.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PairReport {
     /// Records read.
     pub n_in: usize,
@@ -99,6 +99,18 @@ pub struct PairReport {
     pub by_flaw: BTreeMap<Flaw, usize>,
     /// Records that can have none of the flaws asked for.
     pub n_without: usize,
+}
+
+impl PairReport {
+    /// Counts a record with its pairs.
+    pub(crate) fn count(&mut self, pairs: &[(Flaw, PreferenceRecord)]) {
+        self.n_in += 1;
+        self.n_without += usize::from(pairs.is_empty());
+        self.n_pairs += pairs.len();
+        for (flaw, _) in pairs {
+            *self.by_flaw.entry(*flaw).or_default() += 1;
+        }
+    }
 }
 
 /// A maker of pairs for one release.
@@ -150,13 +162,8 @@ impl<'a> Pairs<'a> {
         let mut report = PairReport::default();
         for (idx, record) in records.into_iter().enumerate() {
             let pairs = self.of(record, idx);
-            report.n_in += 1;
-            report.n_without += usize::from(pairs.is_empty());
-            for (flaw, pair) in pairs {
-                report.n_pairs += 1;
-                *report.by_flaw.entry(flaw).or_default() += 1;
-                each(pair)?;
-            }
+            report.count(&pairs);
+            pairs.into_iter().try_for_each(|(_, pair)| each(pair))?;
         }
         Ok(report)
     }
@@ -289,7 +296,8 @@ impl<'a> Pairs<'a> {
             ),
             10 => format!("Codes: {plain}"),
             11 => format!("```\n{plain}\n```"),
-            12 => each(&|code| code.to_string().replace('.', " "), "; "),
+            // A category such as I10 has no dot to lose.
+            12 if codes.iter().any(|code| code.len() > 3) => each(&|code| code.to_string().replace('.', " "), "; "),
             13 => format!("{plain} - these are the billable codes for the scenario."),
             14 => format!("I am not a doctor, but the most likely codes would be {plain}."),
             _ => format!("1. {}", each(&|code| format!("{code} {}", description(code)), "\n2. ")),

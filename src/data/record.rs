@@ -63,6 +63,14 @@ impl RawScenario {
         let (family, group) = (take("family"), take("group"));
         Scenario { scenario: self.scenario, codes, family, group, extra: self.extra }
     }
+
+    /// Notes why the record is dropped: a word for the reason and the object that it is about.
+    pub(crate) fn because(mut self, reason: impl Serialize, detail: String) -> Self {
+        // A unit variant always has a JSON name.
+        self.extra.insert("reason".into(), serde_json::to_value(reason).unwrap_or(Value::Null));
+        self.extra.insert("detail".into(), Value::String(detail));
+        self
+    }
 }
 
 /// A conversation whose assistant turns are trained on.

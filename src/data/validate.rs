@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
-use super::record::Scenario;
+use super::record::{RawScenario, Scenario};
 use crate::codes::{Code, Release};
 
 /// What validation asks for beyond sound codes.
@@ -27,7 +26,7 @@ impl Default for ValidateSettings {
 }
 
 /// Why a record is dropped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
     EmptyScenario,
@@ -42,7 +41,7 @@ pub enum Reason {
 }
 
 /// What validation kept and dropped.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ValidateReport {
     pub n_read: usize,
     pub n_kept: usize,
@@ -79,14 +78,14 @@ pub fn fault(scenario: &Scenario, release: &Release, settings: &ValidateSettings
     {
         return Some((Reason::LeakedCode, code));
     }
-    let text = scenario.scenario.to_lowercase();
-    let is_quoted = |code: &&Code| {
-        release.description(**code).is_some_and(|description| text.contains(&description.to_lowercase()))
-    };
-    match scenario.codes.iter().find(is_quoted) {
-        Some(code) if settings.reject_exact_descriptions => Some((Reason::ExactDescription, code.to_string())),
-        _ => None,
+    if settings.reject_exact_descriptions {
+        let text = scenario.scenario.to_lowercase();
+        let is_quoted = |code: &&Code| {
+            release.description(**code).is_some_and(|description| text.contains(&description.to_lowercase()))
+        };
+        return scenario.codes.iter().find(is_quoted).map(|code| (Reason::ExactDescription, code.to_string()));
     }
+    None
 }
 
 /// A word of the text that is a code of the release and is written as one: with its dot, or with four characters or
@@ -106,28 +105,46 @@ fn is_known(code: Code, release: &Release) -> bool {
     release.is_billable(code) || release.node(code).is_some()
 }
 
-/// Splits records into sound ones and rejects; a reject keeps its fields and says why in `reason` and `detail`.
-pub fn validate(
-    scenarios: Vec<Scenario>,
+/// The record with its codes in canonical form, or the record with `reason` and `detail` added to its fields.
+///
+/// # Errors
+/// The record, when it is not sound. It is boxed, because it would make every result large.
+pub fn judge(
+    raw: RawScenario,
     release: &Release,
     settings: &ValidateSettings,
-) -> (Vec<Scenario>, Vec<Scenario>, ValidateReport) {
-    let mut report = ValidateReport { n_read: scenarios.len(), ..ValidateReport::default() };
-    let (mut kept, mut rejects) = (Vec::with_capacity(scenarios.len()), Vec::new());
-    for mut scenario in scenarios {
-        match fault(&scenario, release, settings) {
-            None => kept.push(scenario),
-            Some((reason, detail)) => {
-                *report.dropped.entry(reason).or_default() += 1;
-                // A unit variant always has a JSON name.
-                scenario.extra.insert("reason".into(), serde_json::to_value(reason).unwrap_or(Value::Null));
-                scenario.extra.insert("detail".into(), Value::String(detail));
-                rejects.push(scenario);
-            }
+) -> Result<Scenario, (Reason, Box<RawScenario>)> {
+    if let Some(code) = raw.malformed_code().map(str::to_owned) {
+        return Err((Reason::UnknownCode, Box::new(raw.because(Reason::UnknownCode, code))));
+    }
+    let original = raw.codes.clone();
+    let scenario = raw.into_scenario();
+    match fault(&scenario, release, settings) {
+        None => Ok(scenario),
+        Some((reason, detail)) => Err((reason, Box::new(as_read(scenario, original).because(reason, detail)))),
+    }
+}
+
+/// A scenario as it was before its codes were read.
+fn as_read(scenario: Scenario, codes: Vec<String>) -> RawScenario {
+    let mut extra = scenario.extra;
+    for (key, value) in [("family", scenario.family), ("group", scenario.group)] {
+        if !value.is_empty() {
+            extra.insert(key.into(), value.into());
         }
     }
-    report.n_kept = kept.len();
-    (kept, rejects, report)
+    RawScenario { scenario: scenario.scenario, codes, extra }
+}
+
+impl ValidateReport {
+    /// Counts a record, dropped for a reason or kept.
+    pub(crate) fn count(&mut self, dropped: Option<Reason>) {
+        self.n_read += 1;
+        match dropped {
+            None => self.n_kept += 1,
+            Some(reason) => *self.dropped.entry(reason).or_default() += 1,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -158,11 +175,21 @@ mod tests {
     #[test]
     fn rejects_say_why_and_nothing_is_lost() {
         let release = Release::builtin().unwrap();
-        let code = |text: &str| Code::parse(text).unwrap();
-        let records = vec![Scenario::new("a", vec![code("I10")]), Scenario::new("b", vec![code("S82")])];
-        let (kept, rejects, report) = validate(records, &release, &ValidateSettings::default());
-        assert_eq!((kept.len(), rejects.len(), report.n_read, report.n_kept), (1, 1, 2, 1));
-        assert_eq!(rejects[0].extra["reason"], "not_billable");
-        assert_eq!(rejects[0].extra["detail"], "S82");
+        let settings = ValidateSettings::default();
+        let raw = |text: &str, code: &str| RawScenario {
+            scenario: text.into(),
+            codes: vec![code.into()],
+            extra: [("group".to_owned(), "g".into()), ("note".to_owned(), 1.into())].into_iter().collect(),
+        };
+        let sound = judge(raw("a", "s82201a"), &release, &settings).unwrap();
+        assert_eq!((sound.codes[0].to_string().as_str(), sound.group.as_str()), ("S82.201A", "g"));
+        for (code, reason, name) in
+            [("s82", Reason::NotBillable, "not_billable"), ("flu", Reason::UnknownCode, "unknown_code")]
+        {
+            let (found, reject) = judge(raw("b", code), &release, &settings).unwrap_err();
+            assert_eq!((found, reject.codes[0].as_str()), (reason, code));
+            assert_eq!(reject.extra["reason"], name);
+            assert_eq!((&reject.extra["group"], &reject.extra["note"]), (&"g".into(), &1.into()));
+        }
     }
 }

@@ -1,6 +1,9 @@
 //! Generated scenarios and texts: equal for equal seeds, and labelled as their codes allow.
 
 mod cli;
+mod providers;
+mod server;
+mod updates;
 
 use std::collections::BTreeSet;
 

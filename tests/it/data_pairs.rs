@@ -83,6 +83,14 @@ fn every_pair_has_its_flaw() {
     }
 }
 
+#[test]
+fn a_code_without_dot_and_neighbours_has_a_pair_too() {
+    let release = Release::builtin().unwrap();
+    let pairs = Pairs::new(&release, PairSettings::default()).unwrap();
+    let scenario = Scenario::new("my blood pressure is high", vec![Code::parse("I10").unwrap()]);
+    assert!((0..300).all(|idx| pairs.of(&scenario, idx).len() == 1));
+}
+
 fn push(pairs: &mut Vec<PreferenceRecord>, pair: PreferenceRecord) -> Result<(), ()> {
     pairs.push(pair);
     Ok(())

@@ -3,7 +3,9 @@
 mod case;
 mod context;
 mod frames;
+pub mod llm;
 mod person;
+pub mod provider;
 mod selection;
 pub mod template;
 

@@ -3,7 +3,7 @@
 //! Record `i` of a seed is always the same, whatever was generated before it, so that an interrupted run resumes by
 //! counting lines. A record's case is drawn first, then a sentence frame, then the phrases.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +23,8 @@ use crate::data::wording::{Episode, Register, Wording, with_slips};
 pub struct TemplateSettings {
     /// The codes that cases are about.
     pub codes: Selection,
+    /// Further codes that may stand beside them, as injuries beside the causes that are asked for; none when left out.
+    pub companions: Option<Selection>,
     /// Number of records.
     pub n_records: usize,
     /// Equal seeds give equal records.
@@ -51,6 +53,7 @@ impl Default for TemplateSettings {
     fn default() -> Self {
         Self {
             codes: Selection::default(),
+            companions: None,
             n_records: 100_000,
             seed: 17,
             registers: Register::ALL.to_vec(),
@@ -91,7 +94,7 @@ impl TemplateSettings {
 }
 
 /// What was generated.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TemplateReport {
     /// Records.
     pub n_records: usize,
@@ -112,10 +115,24 @@ impl TemplateReport {
         self.n_records += 1;
         *self.by_n_codes.entry(scenario.codes.len()).or_default() += 1;
         *self.by_family.entry(scenario.family.clone()).or_default() += 1;
-        if let Some(frame) = frames().iter().find(|frame| frame.family == scenario.family) {
-            *self.by_register.entry(frame.register).or_default() += 1;
+        if let Some(register) = Register::ALL.into_iter().find(|register| scenario.family.starts_with(register.name()))
+        {
+            *self.by_register.entry(register).or_default() += 1;
         }
     }
+}
+
+/// What a record is to be about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Assignment {
+    pub(super) idx: usize,
+    /// The case; several records may word it.
+    pub(super) case_idx: usize,
+    /// Diagnoses first, then causes.
+    pub(super) codes: Vec<Code>,
+    pub(super) register: Register,
+    /// A person who fits, as "54-year-old woman".
+    pub(super) who: String,
 }
 
 /// A source of scenarios with random access.
@@ -150,7 +167,12 @@ impl<'a> Generator<'a> {
             return Err(Error::NothingSelected { what: "the registers and families".into() });
         }
         let codes = settings.codes.resolve(release)?;
-        let cases = Cases::new(release, wording, &codes);
+        let pool: BTreeSet<Code> = match &settings.companions {
+            None => codes.iter().copied().collect(),
+            Some(companions) => codes.iter().copied().chain(companions.resolve(release)?).collect(),
+        };
+        let pool: Vec<Code> = pool.into_iter().collect();
+        let cases = Cases::new(release, wording, &codes, &pool);
         let mut order = cases.leads().to_vec();
         if order.is_empty() {
             return Err(Error::NothingSelected { what: "the selection (external causes need injuries)".into() });
@@ -161,11 +183,7 @@ impl<'a> Generator<'a> {
 
     /// Record `idx`, counted from 0; there is no last one.
     pub fn record(&self, idx: usize) -> Scenario {
-        let n_variants = self.settings.n_variants.max(1);
-        let case_idx = idx / n_variants;
-        let lead = self.order[case_idx % self.order.len()];
-        let shares = Shares { cause: self.settings.cause_share, second: self.settings.second_share };
-        let case = self.cases.build(lead, shares, &mut Draw::new(self.settings.seed, "case", case_idx as u64));
+        let (case_idx, case) = self.case(idx);
         let mut draw = Draw::new(self.settings.seed, "wording", idx as u64);
         let frame = self.frames[draw.below(self.frames.len())];
         Scenario {
@@ -175,6 +193,22 @@ impl<'a> Generator<'a> {
             group: format!("template-{}-{case_idx}", self.settings.seed),
             extra: serde_json::Map::new(),
         }
+    }
+
+    /// What record `idx` is to be about, for somebody else to word.
+    pub(super) fn assignment(&self, idx: usize) -> Assignment {
+        let (case_idx, case) = self.case(idx);
+        let mut draw = Draw::new(self.settings.seed, "assignment", idx as u64);
+        let register = draw.pick(&self.settings.registers).copied().unwrap_or(Register::Clinician);
+        let who = case.fit.person(&mut draw).who(Register::Clinician, &mut draw);
+        Assignment { idx, case_idx, codes: case.codes(), register, who }
+    }
+
+    fn case(&self, idx: usize) -> (usize, Case) {
+        let case_idx = idx / self.settings.n_variants.max(1);
+        let lead = self.order[case_idx % self.order.len()];
+        let shares = Shares { cause: self.settings.cause_share, second: self.settings.second_share };
+        (case_idx, self.cases.build(lead, shares, &mut Draw::new(self.settings.seed, "case", case_idx as u64)))
     }
 
     /// A report with the codes counted and no record yet.
@@ -258,7 +292,7 @@ impl<'a> Generator<'a> {
                 };
                 story.circumstances.push_str(&format!(", {lead}{}", words.noun));
             } else {
-                story.verb = words.verb.unwrap_or_else(|| format!("got hurt through {}", words.noun));
+                story.verb = words.verb;
                 story.noun = words.noun;
             }
         }

@@ -11,8 +11,9 @@ use super::DemoRequest;
 use crate::adapter;
 use crate::codes::Release;
 use crate::config::Dtype;
-use crate::data::build::{BuildSettings, build};
+use crate::data::build::{BuildSettings, Step, Tick, build};
 use crate::data::corpus::{self, CorpusSettings};
+use crate::data::generate::provider::Environment;
 use crate::data::generate::template::TemplateSettings;
 use crate::data::preference::PairSettings;
 use crate::data::record::{ChatRecord, SYSTEM_PROMPT, Text};
@@ -91,7 +92,8 @@ impl Steps<'_> {
             ..BuildSettings::default()
         };
         let progress = self.console.bar("scenarios", settings.n_scenarios as u64);
-        let report = build(release, &build_settings, &self.path("data"), self.stop, |n| progress.advance(n))?;
+        let count = |tick: Tick| progress.advance(if tick.step == Step::Generate { tick.n } else { 0 });
+        let report = build(release, &build_settings, &Environment::default(), &self.path("data"), self.stop, count)?;
         progress.finish();
         self.console.note(&format!(
             "data: {} scenarios, {} invalid, {} duplicates; {} to train on, {} to validate, {} to test in {} wording families of their own",

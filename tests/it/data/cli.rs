@@ -6,27 +6,27 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
-fn run(dir: &Path, args: &str) -> Output {
+pub fn run(dir: &Path, args: &str) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_axismapper"));
     command.current_dir(dir).args(args.split(' ')).output().unwrap()
 }
 
 /// Runs a command that must succeed and returns what it prints.
-fn check(dir: &Path, args: &str) -> String {
+pub fn check(dir: &Path, args: &str) -> String {
     let output = run(dir, args);
     assert!(output.status.success(), "{args}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn report(dir: &Path, args: &str) -> Value {
+pub fn report(dir: &Path, args: &str) -> Value {
     serde_json::from_str(&check(dir, &format!("{args} --json"))).unwrap()
 }
 
-fn lines(path: impl AsRef<Path>) -> Vec<Value> {
+pub fn lines(path: impl AsRef<Path>) -> Vec<Value> {
     std::fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-fn user_texts(records: &[Value], turns: &str) -> BTreeSet<String> {
+pub fn user_texts(records: &[Value], turns: &str) -> BTreeSet<String> {
     records.iter().map(|record| record[turns][1]["content"].as_str().unwrap().to_owned()).collect()
 }
 
@@ -79,14 +79,32 @@ fn the_steps_lead_from_codes_to_training_files() {
 fn build_makes_all_files_and_goes_on_after_an_interruption() {
     let home = tempfile::tempdir().unwrap();
     let dir = home.path();
-    std::fs::write(dir.join("data.yaml"), "generate:\n  codes:\n    prefixes: [J45, J18]\n  n_records: 1500\n")
-        .unwrap();
+    std::fs::write(dir.join("own.csv"), "note,icd\nmy blood pressure is too high,I10\nno such thing,Q00.77\n").unwrap();
+    let own = "records:\n  - path: own.csv\n    columns: {text: note, codes: icd}\n";
+    let settings = format!("generate:\n  codes:\n    prefixes: [J45, J18]\n  n_records: 1500\n{own}");
+    std::fs::write(dir.join("data.yaml"), settings).unwrap();
     let whole = report(dir, "data build --config data.yaml --out-dir a");
-    for name in ["raw", "rejected", "unique", "train", "val", "test", "orpo_train", "orpo_val"] {
+    const SETS: [&str; 5] = ["train", "val", "test", "orpo_train", "orpo_val"];
+    for name in ["raw", "valid", "rejected", "unique", "duplicates"].iter().chain(&SETS) {
         assert!(dir.join(format!("a/{name}.jsonl")).exists(), "{name}");
     }
-    assert_eq!(whole["validate"]["n_kept"], 1500, "{whole}");
-    // As a run that was cut off in its 701st record leaves things.
+    assert_eq!((&whole["validate"]["n_kept"], &whole["validate"]["n_read"]), (&1501.into(), &1502.into()), "{whole}");
+    assert_eq!(lines(dir.join("a/rejected.jsonl"))[0]["reason"], "unknown_code");
+
+    // The manifest names every file with its hash, the settings and the counts.
+    let manifest: Value = serde_json::from_slice(&std::fs::read(dir.join("a/manifest.json")).unwrap()).unwrap();
+    let steps = manifest["steps"].as_object().unwrap();
+    assert_eq!(steps.keys().collect::<Vec<_>>(), ["generate", "validate", "dedup", "split", "pairs"]);
+    assert_eq!(steps["generate"]["settings"][0]["seed"], 17);
+    assert_eq!(steps["generate"]["release"]["n_codes"], 74_719);
+    assert_eq!(steps["validate"]["inputs"][1]["path"], "own.csv");
+    assert_eq!(steps["split"]["report"], whole["split"]);
+    for output in steps.values().flat_map(|step| step["outputs"].as_array().unwrap()) {
+        let path = dir.join("a").join(output["path"].as_str().unwrap());
+        assert_eq!(axismapper::fsio::sha256_file(&path).unwrap(), output["sha256"].as_str().unwrap());
+    }
+
+    // As a run that was killed in its 701st record leaves things.
     let raw = std::fs::read_to_string(dir.join("a/raw.jsonl")).unwrap();
     let cut: usize = raw.lines().take(700).map(|line| line.len() + 1).sum();
     check(dir, "data build --config data.yaml --out-dir b");
@@ -95,10 +113,23 @@ fn build_makes_all_files_and_goes_on_after_an_interruption() {
     std::fs::write(dir.join("c/raw.jsonl.partial.settings.json"), settings).unwrap();
     std::fs::write(dir.join("c/raw.jsonl.partial"), format!("{}{{\"scen", &raw[..cut])).unwrap();
     check(dir, "data build --config data.yaml --out-dir c");
-    for name in ["raw", "train", "orpo_train"] {
-        let read = |set: &str| std::fs::read(dir.join(format!("{set}/{name}.jsonl"))).unwrap();
-        assert!(read("a") == read("b") && read("a") == read("c"), "{name}");
+    let read = |set: &str, name: &str| std::fs::read(dir.join(format!("{set}/{name}"))).unwrap();
+    for name in SETS.map(|name| format!("{name}.jsonl")).iter().chain(["manifest.json".to_owned()].iter()) {
+        assert!(read("a", name) == read("b", name) && read("a", name) == read("c", name), "{name}");
     }
+
+    // What is done is not done again; what is gone, or made of something else now, is.
+    let made = |name: &str| std::fs::metadata(dir.join(format!("a/{name}.jsonl"))).unwrap().modified().unwrap();
+    let (raw_made, unique_made, train_made) = (made("raw"), made("unique"), made("train"));
+    let before = read("a", "val.jsonl");
+    std::fs::remove_file(dir.join("a/val.jsonl")).unwrap();
+    assert_eq!(report(dir, "data build --config data.yaml --out-dir a"), whole);
+    assert_eq!(read("a", "val.jsonl"), before);
+    assert_eq!((made("raw"), made("unique")), (raw_made, unique_made));
+    assert_ne!(made("train"), train_made);
+    std::fs::write(dir.join("own.csv"), "note,icd\nmy blood pressure is too high,I10\n").unwrap();
+    let other = report(dir, "data build --config data.yaml --out-dir a");
+    assert_eq!((&other["validate"]["n_read"], made("raw")), (&1501.into(), raw_made));
 }
 
 /// The settings of generation in force, as JSON.
@@ -116,7 +147,8 @@ fn wrong_requests_say_what_is_wrong() {
     let dir = home.path();
     std::fs::write(dir.join("data.yaml"), "generate:\n  n_record: 5\n").unwrap();
     for (args, status, part) in [
-        ("data generate --provider ollama --out x.jsonl", 2, "`ollama`"),
+        ("data generate --provider openai --out x.jsonl", 2, "`--provider openai`"),
+        ("data dedup --in data.yaml --out x.jsonl --threshold 0", 2, "`dedup.threshold`"),
         ("data generate --prefix QQQ --out x.jsonl", 2, "`QQQ`"),
         ("data build --config data.yaml", 2, "n_record"),
         ("data dedup --in none.jsonl --out x.jsonl", 1, "none.jsonl"),
