@@ -9,6 +9,7 @@ grams, says how many duplicates there are to find.
 """
 
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -84,15 +85,21 @@ def exact(sets: list[frozenset[str]]) -> set[int]:
     return found
 
 
-def with_axismapper(program: str, records: list[dict]) -> tuple[set[int], float]:
+def measured(work) -> tuple[set[int], float, float]:
+    """What `work` finds, its seconds by the clock, and those of the processor, child processes included."""
+    spent = lambda: sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    clock, processor = time.perf_counter(), spent()
+    found = work()
+    return found, time.perf_counter() - clock, spent() - processor
+
+
+def with_axismapper(program: str, records: list[dict]) -> set[int]:
     with tempfile.TemporaryDirectory() as folder:
         source, rejected = Path(folder) / "in.jsonl", Path(folder) / "rejected.jsonl"
         source.write_text("".join(json.dumps(record) + "\n" for record in records))
-        start = time.perf_counter()
         command = [program, "-q", "data", "dedup", "--in", source, "--out", Path(folder) / "out.jsonl"]
         subprocess.run([*command, "--rejected", rejected], check=True, stdout=subprocess.DEVNULL)
-        seconds = time.perf_counter() - start
-        return {json.loads(line)["line"] - 1 for line in rejected.open()}, seconds
+        return {json.loads(line)["line"] - 1 for line in rejected.open()}
 
 
 def main() -> None:
@@ -103,18 +110,15 @@ def main() -> None:
     sets = [grams(text) for text in texts]
     truth = exact(sets)
     print(f"{len(records)} records, {len(truth)} duplicates to find")
-    print("| program | seconds | duplicates found | of all | wrong |\n| --- | --- | --- | --- | --- |")
-
-    def row(name: str, found: set[int], seconds: float) -> None:
+    print("| program | seconds | processor seconds | duplicates found | of all | wrong |\n| --- | --- | --- | --- | --- | --- |")
+    for name, work in [
+        ("axismapper, files written and read", lambda: with_axismapper(program, records)),
+        ("datasketch", lambda: with_datasketch([grams(text) for text in texts])),
+        ("rensa", lambda: with_rensa([grams(text) for text in texts])),
+    ]:
+        found, seconds, spent = measured(work)
         share = 100 * len(found & truth) / max(len(truth), 1)
-        print(f"| {name} | {seconds:.1f} | {len(found)} | {share:.1f} % | {len(found - truth)} |", flush=True)
-
-    found, seconds = with_axismapper(program, records)
-    row("axismapper, files included", found, seconds)
-    for name, find in [("datasketch", with_datasketch), ("rensa", with_rensa)]:
-        start = time.perf_counter()
-        found = find([grams(text) for text in texts])
-        row(name, found, time.perf_counter() - start)
+        print(f"| {name} | {seconds:.1f} | {spent:.1f} | {len(found)} | {share:.1f} % | {len(found - truth)} |", flush=True)
 
 
 if __name__ == "__main__":
