@@ -4,16 +4,17 @@ mod build;
 mod check;
 mod diff;
 mod export;
+mod fetch;
 mod search;
 mod show;
 
 use std::io::Write;
-use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Subcommand};
 
-use crate::codes::{self, Release};
 use crate::diag::{Diagnostic, Failure};
+use crate::stop::Stop;
+use crate::track::Console;
 
 /// Build, check and look up the code set
 #[derive(Debug, ClapArgs)]
@@ -30,27 +31,7 @@ enum Command {
     Search(search::Args),
     Diff(diff::Args),
     Export(export::Args),
-}
-
-/// Which release of the code set a command works with.
-#[derive(Debug, Default, ClapArgs)]
-pub struct ReleaseArgs {
-    /// Use this code set instead of the built-in one: codes.json, a tabular list, an order file, or a zip with one
-    #[arg(long, value_name = "FILE")]
-    codes: Option<PathBuf>,
-}
-
-impl ReleaseArgs {
-    /// Reads the release.
-    ///
-    /// # Errors
-    /// What is wrong with the file.
-    pub fn load(&self) -> Result<Release, codes::Error> {
-        match &self.codes {
-            Some(path) => Release::load(path),
-            None => Release::builtin(),
-        }
-    }
+    Fetch(fetch::Args),
 }
 
 /// A request that the code set answers with no.
@@ -62,6 +43,8 @@ enum Refused {
     Unknown { text: String, release: String, nearest: Vec<String> },
     #[error("no codes to check")]
     NoCodes,
+    #[error("there is no cache folder to keep the release in, because HOME is not set")]
+    NoCache,
 }
 
 impl Diagnostic for Refused {
@@ -71,11 +54,12 @@ impl Diagnostic for Refused {
             Self::Unknown { nearest, .. } if nearest.is_empty() => None,
             Self::Unknown { nearest, .. } => Some(format!("the nearest codes are {}", nearest.join(", "))),
             Self::NoCodes => Some("as in `axismapper codes check \"S82.201A, V18.4XXA\"`, or --input FILE".into()),
+            Self::NoCache => Some("name a folder with --cache-dir DIR".into()),
         }
     }
 
     fn is_usage(&self) -> bool {
-        matches!(self, Self::NoCodes)
+        matches!(self, Self::NoCodes | Self::NoCache)
     }
 }
 
@@ -83,7 +67,7 @@ impl Diagnostic for Refused {
 ///
 /// # Errors
 /// What is wrong with a file or a request; `codes check` fails when a set is not claimable.
-pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
+pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> Result<(), Failure> {
     match &args.command {
         Command::Build(args) => build::run(args, out),
         Command::Check(args) => check::run(args, out),
@@ -91,6 +75,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
         Command::Search(args) => search::run(args, out),
         Command::Diff(args) => diff::run(args, out),
         Command::Export(args) => export::run(args, out),
+        Command::Fetch(args) => fetch::run(args, console, stop, out),
     }
 }
 

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use clap::Args as ClapArgs;
 
-use super::codes::ReleaseArgs;
 use super::model::{ModelArgs, load_model};
+use super::release::ReleaseArgs;
 use super::{write_indented_json, write_line};
 use crate::diag::Failure;
 use crate::eval::{Answer, TARGETS, answers, evaluate, stage_table};

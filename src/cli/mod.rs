@@ -10,6 +10,7 @@ mod merge;
 mod model;
 mod predict;
 mod quantize;
+mod release;
 mod score;
 mod train;
 
@@ -69,7 +70,7 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli, stop: &Stop, out: &mut dyn Write) -> Result<(), Failure> {
     let console = Console::new(cli.quiet);
     match cli.command {
-        Command::Codes(args) => codes::run(&args, out),
+        Command::Codes(args) => codes::run(&args, &console, stop, out),
         Command::Demo(args) => demo::run(&args, &console, stop, out),
         Command::Data(args) => data::run(&args, &console, stop, out),
         Command::Train(args) => train::run(&args, &console, stop, out),

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
-use super::Code;
 use super::release::{Billable, Release};
+use super::{Code, Text};
 
 /// The differences between two releases, each list sorted by code.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -109,7 +109,7 @@ fn note_changes<'a>(old: &'a Release, new: &'a Release) -> Vec<NoteChange<'a>> {
     changes
 }
 
-fn only_in<'a>(notes: &'a [String], others: &[String]) -> Vec<&'a str> {
-    let others: BTreeSet<&str> = others.iter().map(String::as_str).collect();
-    notes.iter().map(String::as_str).filter(|note| !others.contains(note)).collect()
+fn only_in<'a>(notes: &'a [Text], others: &[Text]) -> Vec<&'a str> {
+    let others: BTreeSet<&str> = others.iter().map(Text::as_str).collect();
+    notes.iter().map(Text::as_str).filter(|note| !others.contains(note)).collect()
 }

@@ -2,8 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use super::edition::Edition;
 use crate::diag::Diagnostic;
 use crate::fsio;
+use crate::http;
 
 /// A code or a code-set file that could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +47,32 @@ pub enum Error {
         /// Expected and actual values.
         message: String,
     },
+    /// A text that does not name a release.
+    #[error("`{text}` does not name a release")]
+    NotAnEdition {
+        /// The text, shortened when it is long.
+        text: String,
+    },
+    /// A release that is neither built in nor fetched.
+    #[error("the release `{edition}` is not on this machine")]
+    NotFetched {
+        /// The release.
+        edition: Edition,
+    },
+    /// A release that none of its publishers gave.
+    #[error("the release `{edition}` could not be fetched: {}", refusals.join("; "))]
+    Unfetched {
+        /// The release.
+        edition: Edition,
+        /// What each place answered.
+        refusals: Vec<String>,
+    },
+    /// A request that could not go on.
+    #[error(transparent)]
+    Http(#[from] http::Error),
+    /// The search engine failed.
+    #[error("the search index cannot be used")]
+    Search(#[from] tantivy::TantivyError),
 }
 
 impl Error {
@@ -78,10 +106,22 @@ impl Diagnostic for Error {
                     .into(),
             ),
             Self::BadEntry { .. } => Some("check that the file is the official one, unchanged".into()),
+            Self::NotAnEdition { .. } => {
+                Some("a release is named by its fiscal year, as in `2027`, its update of April as `2026-april`".into())
+            }
+            Self::NotFetched { edition } => Some(format!(
+                "`axismapper codes fetch --release {edition}` downloads it; a file of your own goes with --codes"
+            )),
+            Self::Unfetched { edition, .. } => Some(format!(
+                "check the network and HTTPS_PROXY, and that {edition} is published; a zip downloaded by hand from the \
+                 ICD-10-CM page of NCHS or CMS goes with --codes"
+            )),
+            Self::Http(error) => error.hint(),
+            Self::Search(_) => None,
         }
     }
 
     fn is_usage(&self) -> bool {
-        matches!(self, Self::NotACode { .. })
+        matches!(self, Self::NotACode { .. } | Self::NotAnEdition { .. })
     }
 }

@@ -6,10 +6,10 @@
 use std::fmt;
 use std::ops::Range;
 
-use super::Code;
 use super::reference::{Condition, Reference, references_of};
 use super::release::Release;
 use super::tabular::{NodeId, Notes};
+use super::{Code, Text};
 
 /// Where a note is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -46,14 +46,16 @@ pub struct Exclusion<'a> {
     pub note: &'a str,
 }
 
-/// An Excludes1 note that cannot be acted on in full: it names no codes in a form understood here ("code to
+/// An Excludes1 or "code first" note that cannot be acted on in full: it names no codes in a form understood here ("code to
 /// condition", "see Alphabetical Index"), or one that the release does not have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnparsedNote {
+    /// As in `excludes1`.
+    pub kind: &'static str,
     /// Where the note is printed.
     pub holder: Holder,
     /// The note, as printed.
-    pub note: String,
+    pub note: Text,
 }
 
 /// Every Excludes1 note of a release, ready to be asked.
@@ -70,7 +72,7 @@ pub(super) struct Excludes {
 #[derive(Debug)]
 struct Rule {
     holder: Holder,
-    note: String,
+    note: Text,
     /// The places of the tabular list that it is printed above.
     scope: Range<u32>,
     named: Vec<Named>,
@@ -113,12 +115,13 @@ impl Excludes {
     }
 
     fn read(&mut self, release: &Release, holder: Holder, scope: &Range<u32>, notes: &Notes) {
+        self.list_unparsed_code_first(release, holder, notes);
         for note in &notes.excludes1 {
             let references = references_of(note).unwrap_or_default();
             let named: Vec<Named> = references.iter().filter_map(|reference| Named::find(release, reference)).collect();
             // A line that ends in a colon only introduces the notes after it.
             if named.len() < references.len() || (references.is_empty() && !note.ends_with(':')) {
-                self.unparsed.push(UnparsedNote { holder, note: note.clone() });
+                self.unparsed.push(UnparsedNote { kind: "excludes1", holder, note: note.clone() });
             }
             if !named.is_empty() {
                 let covers = |named: &Named| {
@@ -126,6 +129,17 @@ impl Excludes {
                 };
                 let covers_scope = named.iter().any(covers);
                 self.rules.push(Rule { holder, note: note.clone(), scope: scope.clone(), named, covers_scope });
+            }
+        }
+    }
+
+    /// Lists the "code first" notes that name no known code; they are read anew when a set is checked.
+    fn list_unparsed_code_first(&mut self, release: &Release, holder: Holder, notes: &Notes) {
+        for note in &notes.code_first {
+            let references = references_of(note).unwrap_or_default();
+            let is_known = |reference: &Reference| Named::find(release, reference).is_some();
+            if !references.iter().all(is_known) || (references.is_empty() && !note.ends_with(':')) {
+                self.unparsed.push(UnparsedNote { kind: "code_first", holder, note: note.clone() });
             }
         }
     }

@@ -7,10 +7,14 @@ use std::sync::{Arc, OnceLock};
 use super::excludes::{Excludes, Exclusion, Holder, UnparsedNote};
 use super::seventh::{Extension, Seventh, SeventhLimit, complete};
 use super::tabular::{Chapter, Node, NodeId, Notes, Section, Tabular};
-use super::{Code, Error, source, table};
+use super::text::Source;
+use super::{Code, Error, Text, source, table};
 
 /// The compact table of `icd10cm-tabular-April-1-2026.xml.gz`, which stands beside it.
 const BUILTIN: &str = include_str!("../../assets/icd10cm/fy2026-april.table");
+
+/// About as many bytes go to the full description of a code.
+const MEAN_DESCRIPTION_BYTES: usize = 90;
 
 /// A billable code.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,7 +22,7 @@ pub struct Billable {
     /// The code.
     pub code: Code,
     /// The full description, with the text of the seventh character.
-    pub description: String,
+    pub description: Text,
     /// The leaf of the tabular list that it comes from; none in a release read from JSON or an order file.
     pub node: Option<NodeId>,
     /// The seventh character, where one completes the leaf.
@@ -38,11 +42,13 @@ pub struct Release {
     section_spans: Vec<Range<u32>>,
     /// Read from the notes when first asked for.
     excludes: OnceLock<Excludes>,
+    /// Hash of the text that it was read from.
+    fingerprint: u128,
 }
 
 impl Billable {
     /// A code of which only the description is known.
-    pub(super) fn plain(code: Code, description: String) -> Self {
+    pub(super) fn plain(code: Code, description: Text) -> Self {
         Self { code, description, node: None, seventh: None }
     }
 }
@@ -53,7 +59,7 @@ impl Release {
     /// # Errors
     /// Never on a sound build; a damaged table is an error like that of any other file.
     pub fn builtin() -> Result<Self, Error> {
-        source::read(BUILTIN, "fy2026-april.table", Path::new("fy2026-april.table"))
+        source::read(&Source::BuiltIn(BUILTIN), "fy2026-april.table", Path::new("fy2026-april.table"))
     }
 
     /// Reads a release from a file: the tabular list in XML or as a compact table, an order file, or a `codes.json`
@@ -78,6 +84,16 @@ impl Release {
     /// A short name, as "FY2026 April".
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The fiscal year that the tabular list gives itself, as "2026"; empty without one.
+    pub fn version(&self) -> &str {
+        &self.tabular.version
+    }
+
+    /// A number that tells one text of a release from another; for the names of files kept from run to run.
+    pub fn fingerprint(&self) -> u128 {
+        self.fingerprint
     }
 
     /// Number of billable codes.
@@ -219,7 +235,7 @@ impl Release {
         self.excludes().between(self, a, b)
     }
 
-    /// The Excludes1 notes that [`Release::excludes1`] cannot act on.
+    /// The Excludes1 and "code first" notes that no code can be told from, so that no check acts on them.
     pub fn unparsed_notes(&self) -> &[UnparsedNote] {
         &self.excludes().unparsed
     }
@@ -260,24 +276,44 @@ impl Release {
         Some(self.by_code[idx].1)
     }
 
-    pub(super) fn from_tabular(name: String, tabular: Tabular) -> Self {
+    pub(super) fn from_tabular(name: String, tabular: Tabular, fingerprint: u128) -> Self {
         let mut by_code: Vec<(Code, NodeId)> = Vec::with_capacity(tabular.nodes.len());
         by_code.extend(tabular.nodes.iter().zip(0..).map(|(node, idx)| (node.code, NodeId(idx))));
         // The stable sort, because it makes use of the long runs that are in order already.
         by_code.sort();
         let billable = expand(&tabular, &by_code);
-        let mut release =
-            Self { name, tabular, by_code, billable, section_spans: Vec::new(), excludes: OnceLock::new() };
+        let mut release = Self {
+            name,
+            tabular,
+            by_code,
+            billable,
+            section_spans: Vec::new(),
+            excludes: OnceLock::new(),
+            fingerprint,
+        };
         let span_of = |section: &Section| release.span(section.first, section.last).unwrap_or_default();
         release.section_spans = release.sections().iter().map(span_of).collect();
         release
     }
 
+    /// The same release under another name.
+    pub(super) fn named(self, name: String) -> Self {
+        Self { name, ..self }
+    }
+
     /// A release of billable codes only, in any order.
-    pub(super) fn from_billable(name: String, mut billable: Vec<Billable>) -> Self {
+    pub(super) fn from_billable(name: String, mut billable: Vec<Billable>, fingerprint: u128) -> Self {
         billable.sort_unstable_by_key(|billable| billable.code);
         let tabular = Tabular::default();
-        Self { name, tabular, by_code: Vec::new(), billable, section_spans: Vec::new(), excludes: OnceLock::new() }
+        Self {
+            name,
+            tabular,
+            by_code: Vec::new(),
+            billable,
+            section_spans: Vec::new(),
+            excludes: OnceLock::new(),
+            fingerprint,
+        }
     }
 }
 
@@ -286,7 +322,9 @@ fn expand(tabular: &Tabular, by_code: &[(Code, NodeId)]) -> Vec<Billable> {
     let limits: Vec<SeventhLimit> =
         tabular.nodes.iter().flat_map(|node| &node.remarks).filter_map(|note| SeventhLimit::parse(note)).collect();
     let lists = lists_in_force(tabular);
-    let mut billable = Vec::with_capacity(2 * tabular.nodes.len());
+    // All full descriptions stand in one text, which is far faster than one allocation for each.
+    let mut whole = String::with_capacity(tabular.nodes.len() * 2 * MEAN_DESCRIPTION_BYTES);
+    let mut completed = Vec::with_capacity(2 * tabular.nodes.len());
     // Leaves in the order of their codes give billable codes in order, because no leaf is the beginning of another.
     for &(code, id) in by_code {
         let node = &tabular.nodes[id.idx()];
@@ -294,22 +332,43 @@ fn expand(tabular: &Tabular, by_code: &[(Code, NodeId)]) -> Vec<Billable> {
             continue;
         }
         match lists[id.idx()].filter(|_| code.len() < Code::MAX_LEN) {
-            None => {
-                billable.push(Billable { code, description: node.description.clone(), node: Some(id), seventh: None });
-            }
-            Some(list) => billable.extend(complete(code, list, &limits).map(|(code, extension)| Billable {
-                code,
-                description: [&node.description, ", ", &extension.text].concat(),
-                node: Some(id),
-                seventh: Some(Seventh { character: extension.character, text: Arc::clone(&extension.text) }),
+            None => completed.push(Completed { code, id, seventh: None, described: 0..0 }),
+            Some(list) => completed.extend(complete(code, list, &limits).map(|(code, extension)| {
+                let start = whole.len();
+                whole.push_str(&node.description);
+                whole.push_str(", ");
+                whole.push_str(&extension.text);
+                Completed { code, id, seventh: Some(extension), described: start..whole.len() }
             })),
         }
     }
+    let whole = Source::Shared(Arc::new(whole));
+    let mut billable: Vec<Billable> = completed
+        .into_iter()
+        .map(|Completed { code, id, seventh, described }| Billable {
+            code,
+            description: match seventh {
+                Some(_) => whole.cut(&whole.as_str()[described]),
+                None => tabular.nodes[id.idx()].description.clone(),
+            },
+            node: Some(id),
+            seventh: seventh.map(|seventh| Seventh { character: seventh.character, text: Arc::clone(&seventh.text) }),
+        })
+        .collect();
     // A list of seventh characters need not be in order.
     if !billable.is_sorted_by_key(|billable| billable.code) {
         billable.sort_by_key(|billable| billable.code);
     }
     billable
+}
+
+/// A billable code whose full description is in the making.
+struct Completed<'a> {
+    code: Code,
+    id: NodeId,
+    seventh: Option<&'a Extension>,
+    /// Where it stands in the text of all descriptions; empty without a seventh character.
+    described: Range<usize>,
 }
 
 /// The list of seventh characters that holds at each entry: its own, else that of the entry above.

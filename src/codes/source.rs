@@ -7,9 +7,13 @@
 use std::collections::BTreeMap;
 use std::io::{Cursor, ErrorKind, Read as _};
 use std::path::Path;
+use std::sync::Arc;
+
+use xxhash_rust::xxh3::xxh3_128;
 
 use super::release::{Billable, Release};
 use super::tabular::Tabular;
+use super::text::Source;
 use super::{Code, Error, table};
 use crate::fsio;
 
@@ -21,30 +25,36 @@ pub(super) fn load(path: &Path) -> Result<Release, Error> {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut bytes = Vec::new();
     fsio::open(path)?.read_to_end(&mut bytes).map_err(|error| unreadable(path, error))?;
+    load_bytes(bytes, &name, path)
+}
+
+/// Reads a release from the bytes of a file called `name`; `path` is named in errors.
+pub(super) fn load_bytes(bytes: Vec<u8>, name: &str, path: &Path) -> Result<Release, Error> {
     if bytes.starts_with(b"PK\x03\x04") {
         let (member, bytes) = unzip(bytes, path)?;
         return read(&text_of(bytes, path)?, &member, &path.join(&member));
     }
-    read(&text_of(bytes, path)?, &name, path)
+    read(&text_of(bytes, path)?, name, path)
 }
 
 /// Reads a release from the text of a file called `name`; `path` is named in errors.
-pub(super) fn read(text: &str, name: &str, path: &Path) -> Result<Release, Error> {
-    let text = text.trim_start_matches('\u{feff}');
+pub(super) fn read(whole: &Source, name: &str, path: &Path) -> Result<Release, Error> {
+    let text = whole.as_str().trim_start_matches('\u{feff}');
     let start = text.trim_start();
+    let fingerprint = xxh3_128(text.as_bytes());
     if start.starts_with(table::MAGIC) {
-        let (name, tabular) = table::read(text, path)?;
-        return Ok(Release::from_tabular(name, tabular));
+        let (name, tabular) = table::read(whole, path)?;
+        return Ok(Release::from_tabular(name, tabular, fingerprint));
     }
     if start.starts_with('{') {
-        return Ok(Release::from_billable(stem(name), from_json(text, path)?));
+        return Ok(Release::from_billable(stem(name), from_json(text, path)?, fingerprint));
     }
     if start.starts_with('<') {
         let tabular = Tabular::parse(text, path)?;
-        return Ok(Release::from_tabular(release_name(&tabular.version, name), tabular));
+        return Ok(Release::from_tabular(release_name(&tabular.version, name), tabular, fingerprint));
     }
     let year: String = stem(name).chars().filter(char::is_ascii_digit).collect();
-    Ok(Release::from_billable(release_name(&year, name), from_order(text, path)?))
+    Ok(Release::from_billable(release_name(&year, name), from_order(whole, text, path)?, fingerprint))
 }
 
 /// "FY2026 April" for a list whose file is the April update, "FY2026" for one of October.
@@ -67,11 +77,12 @@ fn unreadable(path: &Path, error: std::io::Error) -> Error {
     }
 }
 
-fn text_of(bytes: Vec<u8>, path: &Path) -> Result<String, Error> {
-    String::from_utf8(bytes).map_err(|error| {
+fn text_of(bytes: Vec<u8>, path: &Path) -> Result<Source, Error> {
+    let text = String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
         Error::torn(path, format!("byte {at} is not UTF-8 text"))
-    })
+    })?;
+    Ok(Source::Shared(Arc::new(text)))
 }
 
 /// The name and the bytes of the member that holds the codes: the tabular list, else the order file.
@@ -118,12 +129,12 @@ fn from_json(text: &str, path: &Path) -> Result<Vec<Billable>, Error> {
             Error::bad_entry(path, error.line(), fsio::json_fault(&error))
         }
     })?;
-    Ok(descriptions.into_iter().map(|(code, description)| Billable::plain(code, description)).collect())
+    Ok(descriptions.into_iter().map(|(code, description)| Billable::plain(code, description.into())).collect())
 }
 
 /// Reads the fixed-width order file, which marks billable codes with a 1 after the code, or the plainer file that
 /// lists only these ("A000    Cholera due to ...").
-fn from_order(text: &str, path: &Path) -> Result<Vec<Billable>, Error> {
+fn from_order(whole: &Source, text: &str, path: &Path) -> Result<Vec<Billable>, Error> {
     let mut billable = Vec::new();
     for (line, number) in text.lines().zip(1..) {
         if line.trim().is_empty() {
@@ -142,7 +153,7 @@ fn from_order(text: &str, path: &Path) -> Result<Vec<Billable>, Error> {
                 format!("expected a code and its description, found `{start}`"),
             ));
         };
-        billable.extend(description.map(|description| Billable::plain(code, description.to_owned())));
+        billable.extend(description.map(|description| Billable::plain(code, whole.cut(description))));
     }
     if billable.is_empty() { Err(Error::torn(path, "it is empty")) } else { Ok(billable) }
 }

@@ -17,10 +17,13 @@ use std::path::Path;
 
 use super::seventh::Extension;
 use super::tabular::{Chapter, Node, NodeId, NoteKind, Notes, Section, Tabular};
+use super::text::Source;
 use super::{Code, Error};
 
 /// How every table begins.
 pub(super) const MAGIC: &str = "icd10cm-table 1\t";
+/// About as many bytes of a table go to each entry.
+const BYTES_PER_NODE: usize = 80;
 
 /// The letter of each kind of note.
 const KINDS: [(char, NoteKind); 7] = [
@@ -67,9 +70,10 @@ pub(super) fn write(name: &str, tabular: &Tabular) -> String {
 ///
 /// # Errors
 /// [`Error::BadEntry`] with the line that breaks the format, [`Error::Torn`] when the end is missing.
-pub(super) fn read(text: &str, path: &Path) -> Result<(String, Tabular), Error> {
-    let mut reader = Reader::default();
-    let mut lines = text.lines();
+pub(super) fn read(source: &Source, path: &Path) -> Result<(String, Tabular), Error> {
+    let mut reader = Reader { source, tabular: Tabular::default(), open: Vec::new() };
+    reader.tabular.nodes.reserve(source.as_str().len() / BYTES_PER_NODE);
+    let mut lines = source.as_str().lines();
     let header = lines.next().and_then(|first| first.strip_prefix(MAGIC)).and_then(|rest| rest.split_once('\t'));
     let (name, version) =
         header.ok_or_else(|| Error::bad_entry(path, 1, format!("expected `{}`", MAGIC.trim_end())))?;
@@ -102,14 +106,14 @@ fn write_notes(out: &mut String, notes: &Notes) {
 }
 
 /// A list in the making, and where its next line belongs.
-#[derive(Default)]
-struct Reader {
+struct Reader<'a> {
+    source: &'a Source,
     tabular: Tabular,
     /// From the category down to the entry read last.
     open: Vec<NodeId>,
 }
 
-impl Reader {
+impl Reader<'_> {
     fn read(&mut self, line: &str) -> Result<(), String> {
         let (tag, rest) = line.split_once('\t').ok_or("expected a tag, a tab and a text")?;
         if tag.len() >= 3 {
@@ -126,7 +130,10 @@ impl Reader {
                 let (first, last, title) = range(rest)?;
                 self.tabular.sections.push(Section { title, first, last, notes: Notes::default() });
             }
-            "t" => self.node()?.inclusion_terms.push(rest.to_owned()),
+            "t" => {
+                let term = self.source.cut(rest);
+                self.node()?.inclusion_terms.push(term);
+            }
             "7" => {
                 let (character, text) = rest.split_once('\t').ok_or("a seventh character without a text")?;
                 let &[character] = character.as_bytes() else {
@@ -147,7 +154,8 @@ impl Reader {
             _ => {
                 let kind = KINDS.iter().find(|(letter, _)| tag.starts_with(*letter) && tag.len() == 1);
                 let (_, kind) = kind.ok_or_else(|| format!("unknown tag `{tag}`"))?;
-                self.notes()?.of_mut(*kind).push(rest.to_owned());
+                let note = self.source.cut(rest);
+                self.notes()?.of_mut(*kind).push(note);
             }
         }
         Ok(())
@@ -158,7 +166,7 @@ impl Reader {
         let code = Code::parse(name).map_err(|error| error.to_string())?;
         let n_above = self.open.iter().take_while(|id| code.is_under(self.tabular.nodes[id.idx()].code)).count();
         self.close_down_to(n_above);
-        let mut node = Node::new(code, description.to_owned());
+        let mut node = Node::new(code, self.source.cut(description));
         node.has_placeholder = name.len() < tag.len();
         self.open.push(self.tabular.push(node, self.open.last().copied())?);
         Ok(())

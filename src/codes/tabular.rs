@@ -9,7 +9,7 @@ use std::path::Path;
 use roxmltree::{Document, Node as Element};
 
 use super::seventh::Extension;
-use super::{Code, Error};
+use super::{Code, Error, Text};
 
 /// A node's place in the tabular list, counted in the order of the document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -25,19 +25,19 @@ impl NodeId {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Notes {
     /// Examples of what belongs here.
-    pub includes: Vec<String>,
+    pub includes: Vec<Text>,
     /// What is never coded together with this.
-    pub excludes1: Vec<String>,
+    pub excludes1: Vec<Text>,
     /// What is not part of this, but may be coded with it.
-    pub excludes2: Vec<String>,
+    pub excludes2: Vec<Text>,
     /// What has to be coded before this.
-    pub code_first: Vec<String>,
+    pub code_first: Vec<Text>,
     /// What has to be coded after this, where known.
-    pub use_additional: Vec<String>,
+    pub use_additional: Vec<Text>,
     /// What may have to be coded with this, in either order.
-    pub code_also: Vec<String>,
+    pub code_also: Vec<Text>,
     /// Anything else.
-    pub remarks: Vec<String>,
+    pub remarks: Vec<Text>,
 }
 
 /// The kinds of note, in the order of the fields of [`Notes`].
@@ -86,7 +86,7 @@ pub struct Node {
     /// The code.
     pub code: Code,
     /// The title.
-    pub description: String,
+    pub description: Text,
     /// The node above; a category has none.
     pub parent: Option<NodeId>,
     /// The nodes right below, in the order of the document.
@@ -94,7 +94,7 @@ pub struct Node {
     /// 0 for a category, one more for each level below.
     pub depth: u8,
     /// Conditions that the code covers.
-    pub inclusion_terms: Vec<String>,
+    pub inclusion_terms: Vec<Text>,
     /// Whether the code has the placeholder `X` in its middle.
     pub has_placeholder: bool,
     /// Boxed because few nodes have any; read through [`Node::deref`].
@@ -149,7 +149,7 @@ impl NoteKind {
 }
 
 impl Notes {
-    pub(super) fn of(&self, kind: NoteKind) -> &[String] {
+    pub(super) fn of(&self, kind: NoteKind) -> &[Text] {
         match kind {
             NoteKind::Includes => &self.includes,
             NoteKind::Excludes1 => &self.excludes1,
@@ -161,7 +161,7 @@ impl Notes {
         }
     }
 
-    pub(super) fn of_mut(&mut self, kind: NoteKind) -> &mut Vec<String> {
+    pub(super) fn of_mut(&mut self, kind: NoteKind) -> &mut Vec<Text> {
         match kind {
             NoteKind::Includes => &mut self.includes,
             NoteKind::Excludes1 => &mut self.excludes1,
@@ -175,7 +175,7 @@ impl Notes {
 }
 
 impl Node {
-    pub(super) fn new(code: Code, description: String) -> Self {
+    pub(super) fn new(code: Code, description: Text) -> Self {
         Self {
             code,
             description,
@@ -290,7 +290,7 @@ impl Reader<'_, '_> {
     fn read_diag(&self, diag: Element, parent: Option<NodeId>, tabular: &mut Tabular) -> Result<(), Error> {
         let name = self.required(diag, "name")?;
         let code = Code::parse(&name).map_err(|error| self.bad_entry(diag, error.to_string()))?;
-        let mut node = Node::new(code, self.required(diag, "desc")?);
+        let mut node = Node::new(code, self.required(diag, "desc")?.into());
         node.has_placeholder = diag.attribute("placeholder") == Some("true");
         node.inclusion_terms = children(diag, "inclusionTerm").flat_map(note_texts).collect();
         node.notes = Some(read_notes(diag)).filter(|notes| *notes != Notes::default()).map(Box::new);
@@ -330,8 +330,9 @@ fn children<'a, 'input>(parent: Element<'a, 'input>, name: &'a str) -> impl Iter
     parent.children().filter(move |child| child.has_tag_name(name))
 }
 
-fn note_texts<'a>(list: Element<'a, '_>) -> impl Iterator<Item = String> + use<'a> {
-    list.children().filter(|child| child.has_tag_name("note")).map(text_of).filter(|text| !text.is_empty())
+fn note_texts<'a>(list: Element<'a, '_>) -> impl Iterator<Item = Text> + use<'a> {
+    let notes = list.children().filter(|child| child.has_tag_name("note")).map(text_of);
+    notes.filter(|text| !text.is_empty()).map(Text::from)
 }
 
 /// The notes of a chapter, section or code. The few inclusion terms of sections count as "includes".
@@ -355,5 +356,18 @@ fn text_of_child(parent: Element, name: &str) -> Option<String> {
 /// The text of an element, runs of white space made one space.
 fn text_of(element: Element) -> String {
     let text = element.text().unwrap_or_default();
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+    if is_one_line(text) { text.to_owned() } else { text.split_whitespace().collect::<Vec<_>>().join(" ") }
+}
+
+/// Whether a text is ASCII whose only white space is single spaces between words. Most are.
+fn is_one_line(text: &str) -> bool {
+    let mut is_after_space = true;
+    for byte in text.bytes() {
+        let is_space = byte == b' ';
+        if (is_space && is_after_space) || !(b' '..0x7f).contains(&byte) {
+            return false;
+        }
+        is_after_space = is_space;
+    }
+    !is_after_space || text.is_empty()
 }

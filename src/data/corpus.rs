@@ -117,7 +117,7 @@ impl<'a> Corpus<'a> {
 
     /// A term with every detail that the code has, the visit included.
     fn term(&self, code: Code, draw: &mut Draw) -> String {
-        let official = self.release.get(code).map(|billable| billable.description.clone()).unwrap_or_default();
+        let official = self.release.get(code).map(|billable| billable.description.to_string()).unwrap_or_default();
         if draw.chance(0.2) {
             return official;
         }

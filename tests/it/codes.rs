@@ -1,20 +1,24 @@
 //! The built-in code set: its fingerprint, its tree, and the files a release can be read from.
 
 mod check;
+mod fetch;
 mod files;
 mod notes;
+mod properties;
 mod search;
 
 use std::io::Write as _;
 use std::path::Path;
 use std::sync::LazyLock;
 
-use axismapper::codes::{Code, Release};
+use axismapper::codes::{Code, Release, SearchIndex};
 use axismapper::fsio;
 
 pub const XML_GZ: &str = "assets/icd10cm/icd10cm-tabular-April-1-2026.xml.gz";
 
 pub static BUILTIN: LazyLock<Release> = LazyLock::new(|| Release::builtin().unwrap());
+
+pub static INDEX: LazyLock<SearchIndex<&Release>> = LazyLock::new(|| SearchIndex::of(&*BUILTIN).unwrap());
 
 pub fn code(text: &str) -> Code {
     Code::parse(text).unwrap()

@@ -1,13 +1,14 @@
 //! `axismapper codes check`: one set of codes, or a file of them.
 
-use std::io::Write;
+use std::io::{BufWriter, Write};
 use std::path::PathBuf;
 
 use clap::Args as ClapArgs;
 use serde::{Deserialize, Serialize};
 
-use super::{Refused, ReleaseArgs, grouped};
-use crate::cli::{write_json, write_line};
+use super::{Refused, grouped};
+use crate::cli::release::ReleaseArgs;
+use crate::cli::{write_json, write_line, written};
 use crate::codes::{Check, Release, Severity, Status, Suggestion, check};
 use crate::diag::Failure;
 use crate::fsio;
@@ -70,7 +71,9 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
 fn run_file(args: &Args, release: &Release, out: &mut dyn Write) -> Result<(), Failure> {
     let (mut n_sets, mut n_refused) = (0, 0);
     let mut outcome = Ok(());
-    fsio::for_each_line(args.input.as_deref().unwrap_or("-".as_ref()), |line, text| {
+    // A line at a time would be a system call for each of perhaps a million sets.
+    let mut buffered = BufWriter::with_capacity(1 << 16, &mut *out);
+    let read = fsio::for_each_line(args.input.as_deref().unwrap_or("-".as_ref()), |line, text| {
         let record: Record = match text.starts_with('{') {
             true => serde_json::from_str(text).map_err(|error| fsio::json_fault(&error))?,
             false => Record { codes: split(text).map(str::to_owned).collect() },
@@ -80,13 +83,17 @@ fn run_file(args: &Args, release: &Release, out: &mut dyn Write) -> Result<(), F
         n_sets += 1;
         n_refused += usize::from(!check.claimable);
         if outcome.is_ok() && args.json {
-            outcome = write_json(out, &Line { line, check });
+            outcome = write_json(&mut buffered, &Line { line, check });
         } else if outcome.is_ok() && !(check.claimable && check.faults.is_empty()) {
-            outcome = write_line(out, &format!("line {line}:")).and_then(|()| print(out, &check));
+            outcome = write_line(&mut buffered, &format!("line {line}:")).and_then(|()| print(&mut buffered, &check));
         }
         Ok(())
-    })?;
-    outcome?;
+    });
+    // What was found before a bad line is shown too.
+    let flushed = written(buffered.flush());
+    drop(buffered);
+    read?;
+    outcome.and(flushed)?;
     let summary = format!("{} of {} sets are not claimable", grouped(n_refused), grouped(n_sets));
     if n_refused > 0 {
         return Err(Refused::NotClaimable { message: summary }.into());

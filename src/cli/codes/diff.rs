@@ -1,21 +1,22 @@
 //! `axismapper codes diff`: what a new release adds, deletes and renames.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args as ClapArgs;
 
 use super::grouped;
+use crate::cli::release::CacheArgs;
 use crate::cli::{write_json, write_line};
-use crate::codes::{self, Deleted, Entry, Release, Renamed, diff};
+use crate::codes::{Deleted, Entry, Renamed, diff};
 use crate::diag::Failure;
 
 /// Compare two releases: codes added, deleted and renamed, and notes that changed
 #[derive(Debug, ClapArgs)]
 pub struct Args {
-    /// The old release: a file, or `builtin`
+    /// The old release: a file, `builtin`, or a fetched release as in 2026-april
     old: PathBuf,
-    /// The new release: a file, or `builtin`
+    /// The new release: a file, `builtin`, or a fetched release as in 2027
     new: PathBuf,
     /// List changed notes too
     #[arg(long)]
@@ -23,10 +24,12 @@ pub struct Args {
     /// Print the result as JSON, notes included
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    cache: CacheArgs,
 }
 
 pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
-    let (old, new) = (load(&args.old)?, load(&args.new)?);
+    let (old, new) = (args.cache.load(&args.old)?, args.cache.load(&args.new)?);
     let diff = diff(&old, &new);
     if args.json {
         return write_json(out, &diff);
@@ -56,8 +59,4 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let counts = counts.map(|(count, what)| format!("{} {what}", grouped(count))).join(", ");
     let changes = grouped(diff.notes.len());
     write_line(out, &format!("{} to {}: {counts}; notes changed in {changes} places", old.name(), new.name()))
-}
-
-fn load(path: &Path) -> Result<Release, codes::Error> {
-    if path == Path::new("builtin") { Release::builtin() } else { Release::load(path) }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, ValueEnum};
 
-use super::ReleaseArgs;
+use crate::cli::release::ReleaseArgs;
 use crate::cli::write_line;
 use crate::decode::automaton::Automaton;
 use crate::decode::grammar::{self, Length};

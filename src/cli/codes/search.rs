@@ -4,7 +4,7 @@ use std::io::Write;
 
 use clap::Args as ClapArgs;
 
-use super::ReleaseArgs;
+use crate::cli::release::ReleaseArgs;
 use crate::cli::{write_json, write_line};
 use crate::codes::{Hit, SearchIndex};
 use crate::diag::Failure;
@@ -27,7 +27,11 @@ pub struct Args {
 
 pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let release = args.release.load()?;
-    let hits = SearchIndex::of(&release).search(&args.words.join(" "), args.limit);
+    let index = match args.release.cache_dir() {
+        Some(cache) => SearchIndex::open(&release, &cache)?,
+        None => SearchIndex::of(&release)?,
+    };
+    let hits = index.search(&args.words.join(" "), args.limit)?;
     if hits.is_empty() && !args.json {
         return write_line(out, "no code has these words");
     }

@@ -5,9 +5,10 @@ use std::io::Write;
 use clap::Args as ClapArgs;
 use serde::Serialize;
 
-use super::{Refused, ReleaseArgs};
+use super::Refused;
+use crate::cli::release::ReleaseArgs;
 use crate::cli::{write_json, write_line};
-use crate::codes::{Code, Notes, Release, Suggestion, nearest};
+use crate::codes::{Code, Notes, Release, Suggestion, Text, nearest};
 use crate::diag::Failure;
 
 /// Codes listed below a header.
@@ -32,7 +33,7 @@ struct Shown<'a> {
     description: Option<&'a str>,
     /// From the chapter down to the entry right above.
     above: Vec<Above<'a>>,
-    inclusion_terms: &'a [String],
+    inclusion_terms: &'a [Text],
     notes: Vec<Note<'a>>,
     n_below: usize,
     below: Vec<Suggestion<'a>>,

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::table::rows;
-use crate::codes::Code;
+use crate::codes::{Code, Text};
 
 /// The everyday names and default terms of common codes.
 const TERMS: &str = include_str!("terms.tsv");
@@ -31,7 +31,7 @@ pub(crate) struct LeafForms {
 pub(crate) struct Leaf<'a> {
     pub(crate) code: Code,
     pub(crate) description: &'a str,
-    pub(crate) inclusion_terms: &'a [String],
+    pub(crate) inclusion_terms: &'a [Text],
 }
 
 /// The phrases of all leaves.
@@ -297,8 +297,10 @@ mod tests {
     use super::*;
 
     fn forms_of(leaves: &[(&str, &str, &[&str])]) -> Forms {
-        let terms: Vec<Vec<String>> =
-            leaves.iter().map(|(_, _, terms)| terms.iter().map(|term| (*term).to_owned()).collect()).collect();
+        let terms: Vec<Vec<Text>> = leaves
+            .iter()
+            .map(|(_, _, terms)| terms.iter().map(|term| Text::from((*term).to_owned())).collect())
+            .collect();
         Forms::new(leaves.iter().zip(&terms).map(|((code, description, _), terms)| Leaf {
             code: Code::parse(code).unwrap(),
             description,

@@ -142,10 +142,11 @@ fn build_writes_what_every_command_reads() {
     let xml = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/icd10cm/icd10cm-tabular-April-1-2026.xml.gz");
     let (status, out, _) = run(&["codes", "build", "--tabular", xml, "--out", json, "--dry-run"]);
     assert_eq!(status, Some(0));
-    assert!(out.starts_with("FY2026 April: 74,719 billable codes from 46,881 entries; 76 Excludes1 notes"), "{out}");
+    assert!(out.starts_with("FY2026 April: 74,719 billable codes from 46,881 entries; 76 Excludes1 and "), "{out}");
     assert!(!std::path::Path::new(json).exists());
     let (_, out, _) = run(&["codes", "build", "--tabular", xml, "--out", table, "--verbose"]);
-    assert_eq!(out.lines().filter(|line| line.starts_with("  ")).count(), 76);
+    assert_eq!(out.lines().filter(|line| line.starts_with("  excludes1 ")).count(), 76);
+    assert!(out.lines().any(|line| line.starts_with("  code_first ")), "{out}");
     assert_eq!(std::fs::read_to_string(table).unwrap(), BUILTIN.to_table().unwrap());
     assert_eq!(run(&["codes", "build", "--tabular", table, "--out", json]).0, Some(0));
     let (status, out, _) = run(&["codes", "check", "--codes", json, "S82.201A"]);
@@ -153,4 +154,25 @@ fn build_writes_what_every_command_reads() {
     let (status, _, err) = run(&["codes", "build", "--tabular", json, "--out", table]);
     assert_eq!(status, Some(1));
     assert!(err.contains("a `.table` needs a tabular list"), "{err}");
+}
+
+#[test]
+fn build_holds_the_list_against_an_order_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, skip: &str| {
+        let path = dir.path().join(name);
+        let billable = BUILTIN.billable().iter().filter(|billable| billable.code.to_string() != skip);
+        let lines: String =
+            billable.map(|billable| format!("{:<8}{}\n", billable.code.undotted(), billable.description)).collect();
+        std::fs::write(&path, lines.replacen("Essential (primary)", "Primary", 1)).unwrap();
+        path.to_string_lossy().into_owned()
+    };
+    let table = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/icd10cm/fy2026-april.table");
+    let build = |order: &str| run(&["codes", "build", "--tabular", table, "--dry-run", "--order", order]);
+    let (status, out, err) = build(&write("same.txt", ""));
+    assert_eq!(status, Some(0), "{err}");
+    assert!(out.contains("the order file has the same codes; 1 are worded otherwise"), "{out}");
+    let (status, _, err) = build(&write("less.txt", "R54"));
+    assert_eq!(status, Some(1));
+    assert!(err.contains("less.txt") && err.contains("1 only there (R54)"), "{err}");
 }
