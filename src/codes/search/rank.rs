@@ -25,7 +25,7 @@ const STATE_LOSS: f32 = 0.7;
 const WRONG_SIDE: f32 = 0.5;
 
 /// Words that limit nothing: a description is covered without them.
-const QUALIFIERS: [&str; 15] = [
+const QUALIFIERS: [&str; 17] = [
     "unspecified",
     "specified",
     "other",
@@ -41,11 +41,14 @@ const QUALIFIERS: [&str; 15] = [
     "site",
     "part",
     "pure",
+    "female",
+    "male",
 ];
 /// Words that ask for chapter 15 or 16.
-const STATES: [&str; 12] = [
+const STATES: [&str; 13] = [
     "pregnancy",
     "pregnant",
+    "gestational",
     "childbirth",
     "puerperium",
     "labor",
