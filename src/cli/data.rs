@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args as ClapArgs, Subcommand};
 use serde::Serialize;
 
+use super::release::ReleaseArgs;
 use super::{json_line, write_indented_json, write_line};
 use crate::codes::{Code, Release};
 use crate::data;
@@ -62,14 +63,6 @@ struct ColumnArgs {
     codes_column: String,
 }
 
-/// The release that codes are of.
-#[derive(Debug, ClapArgs)]
-struct ReleaseArgs {
-    /// The billable codes, instead of the built-in release
-    #[arg(long, value_name = "FILE")]
-    codes: Option<PathBuf>,
-}
-
 /// Runs the command.
 ///
 /// # Errors
@@ -99,12 +92,6 @@ impl SourceArgs {
 impl ColumnArgs {
     fn columns(&self) -> Columns {
         Columns { text: self.text_column.clone(), codes: self.codes_column.clone() }
-    }
-}
-
-impl ReleaseArgs {
-    fn load(&self) -> Result<Release, crate::codes::Error> {
-        load_release(self.codes.as_deref())
     }
 }
 

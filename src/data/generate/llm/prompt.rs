@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::codes::{Code, Node, Release};
+use crate::codes::{Code, Node, Release, Text};
 use crate::data::generate::template::Assignment;
 use crate::data::wording::Register;
 use crate::text::Message;
@@ -61,7 +61,7 @@ fn describe(release: &Release, code: Code, text: &mut String) {
     let terms: Vec<&str> = node
         .into_iter()
         .chain(release.ancestors(code))
-        .flat_map(|node| node.inclusion_terms.iter().map(String::as_str))
+        .flat_map(|node| node.inclusion_terms.iter().map(Text::as_str))
         .filter(|term| *term != description)
         .take(MAX_TERMS)
         .collect();
