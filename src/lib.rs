@@ -21,7 +21,7 @@
 //! | [`track`] | progress and `metrics.jsonl` | |
 //! | [`train`] | SFT and ORPO by block-wise recompute | records → adapter |
 //! | [`eval`] | metrics, intervals, reports | answers → figures |
-//! | [`export`] | the merged model | adapter + base → Hugging Face folder |
+//! | [`export`] | the merged model, GGUF files | adapter + base → Hugging Face folder |
 //! | [`pipeline`] | stages in order | |
 //! | [`cli`] | the `axismapper` program | |
 

@@ -5,6 +5,7 @@ mod data;
 mod demo;
 mod device;
 mod eval;
+mod export;
 mod init;
 mod merge;
 mod model;
@@ -48,6 +49,7 @@ enum Command {
     Init(init::Args),
     Quantize(quantize::Args),
     Merge(merge::Args),
+    Export(export::Args),
 }
 
 /// Runs the program with the process's arguments.
@@ -80,6 +82,7 @@ fn run(cli: Cli, stop: &Stop, out: &mut dyn Write) -> Result<(), Failure> {
         Command::Init(args) => init::run(&args, &console, stop, out),
         Command::Quantize(args) => quantize::run(&args, &console, stop, out),
         Command::Merge(args) => merge::run(&args, &console, stop, out),
+        Command::Export(args) => export::run(&args, &console, stop, out),
     }
 }
 

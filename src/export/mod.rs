@@ -1,9 +1,11 @@
-//! What leaves the machine: the adapter merged into its base as a plain Hugging Face folder.
+//! What leaves the machine: the adapter merged into its base as a plain Hugging Face folder, and GGUF files.
 
 mod divergence;
+mod gguf;
 mod merged;
 
 pub use divergence::{Divergence, divergence};
+pub use gguf::{Exported, GgufRequest, GgufType, Storage, export_gguf, modelfile};
 pub use merged::{MergeRequest, Merged, Onto, copy_beside_weights, merge};
 
 use std::path::PathBuf;
@@ -33,6 +35,14 @@ pub enum Error {
     Stopped(#[from] Stopped),
     #[error("the output folder `{}` is the base model's own", path.display())]
     SameFolder { path: PathBuf },
+    #[error(
+        "{heads} heads of size {head_dim} do not make the hidden size {hidden_size}, which llama.cpp's Qwen2 takes for granted"
+    )]
+    GgufShape { heads: i64, head_dim: i64, hidden_size: i64 },
+    #[error("tensor `{name}` holds {value}, which the asked type cannot store")]
+    GgufValue { name: String, value: f32 },
+    #[error("the tokenizer has no place in a GGUF file: {message}")]
+    Tokenizer { message: String },
     #[error("the type {0:?} cannot be stored, expected bfloat16, float16 or float32")]
     Dtype(tch::Kind),
 }
@@ -53,6 +63,12 @@ impl Diagnostic for Error {
             Self::File(error) => error.hint(),
             Self::Stopped(stopped) => stopped.hint(),
             Self::SameFolder { .. } => Some("give another --out".into()),
+            Self::GgufShape { .. } => None,
+            Self::GgufValue { value, .. } if value.is_finite() => {
+                Some("use --type bf16, which has a wider range".into())
+            }
+            Self::GgufValue { .. } => Some("the weights are damaged: merge or download them again".into()),
+            Self::Tokenizer { .. } => Some("use the tokenizer of a Qwen2.5 model".into()),
             Self::Dtype(_) => Some("set --dtype".into()),
         }
     }

@@ -141,6 +141,16 @@ impl Tokenizer {
         self.vocab_size
     }
 
+    /// `tokenizer.json` as it was loaded or made.
+    pub fn json(&self) -> &str {
+        &self.json
+    }
+
+    /// The chat template's own text, where the folder has one.
+    pub fn template_source(&self) -> Option<&str> {
+        self.template_file.as_deref().or_else(|| template_of(&self.config))
+    }
+
     /// The chat template.
     ///
     /// # Errors

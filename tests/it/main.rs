@@ -11,6 +11,7 @@ mod demo;
 mod golden;
 mod golden_adapter;
 mod golden_generate;
+mod golden_gguf;
 mod golden_model;
 mod golden_nf4;
 mod golden_optim;

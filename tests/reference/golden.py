@@ -22,6 +22,7 @@ import transformers
 
 import adapters
 import generation
+import ggml_blocks
 import models
 import nf4
 import optimizers
@@ -36,6 +37,7 @@ SUBJECTS = {
     "optim": optimizers.write,
     "orpo": preference.write,
     "generate": generation.write,
+    "gguf": ggml_blocks.write,
 }
 
 
