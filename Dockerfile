@@ -2,6 +2,7 @@
 #
 #   docker build -t axismapper .
 #   docker build -t axismapper:cpu --build-arg CUDA=no .     without NVIDIA's libraries, far smaller
+#   docker build -t axismapper:dev --build-arg PROFILE=dev .    built in a fraction of the time, and slower
 #   docker run --rm -v axismapper-work:/work -v axismapper-cache:/cache axismapper demo
 #
 # /work is the working folder (stage files in configs/, results in out/), /cache the Hub's cache.
@@ -21,11 +22,13 @@ COPY scripts/setup.sh scripts/
 RUN --mount=type=cache,target=/root/.cache/pip \
     case "$CUDA" in yes) scripts/setup.sh --cuda ;; *) scripts/setup.sh --cpu ;; esac
 COPY . .
-ARG CARGO_PROFILE_RELEASE_LTO
+ARG PROFILE=release
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/opt/axismapper/target \
-    if [ -z "$CARGO_PROFILE_RELEASE_LTO" ]; then unset CARGO_PROFILE_RELEASE_LTO; fi; \
-    cargo build --release --locked && install -D target/release/axismapper /stage/usr/local/bin/axismapper
+    cargo build --profile "$PROFILE" --locked \
+    && install -D "target/$(if [ "$PROFILE" = dev ]; then echo debug; else echo "$PROFILE"; fi)/axismapper" \
+        /stage/usr/local/bin/axismapper \
+    && strip /stage/usr/local/bin/axismapper
 # Of libtorch only the libraries go along; with no GPU only those that the binary loads.
 RUN set -eu; \
     root=/stage/opt/axismapper; \
@@ -38,7 +41,6 @@ RUN set -eu; \
         install -D -m 644 "$real" "$root/$real"; \
         if [ "$real" != "$file" ]; then mkdir -p "$root/$(dirname "$file")"; cp -P "$file" "$root/$file"; fi; \
     done; \
-    find "$root" -name '*.so*' -type f -exec strip --strip-unneeded {} + 2>/dev/null || true; \
     mkdir -p /stage/work && cp -r configs /stage/work/
 
 FROM ${RUNTIME_IMAGE}

@@ -354,11 +354,7 @@ impl Client {
         self.retried(|| {
             let mut response = self.exchange(request)?;
             if !response.status().is_success() {
-                let mut body = Vec::new();
-                // The excerpt of a refusal is a courtesy: what could be read of it is shown.
-                let _ = response.by_ref().take(1 << 16).read_to_end(&mut body);
-                let retry_after = retry_after(response.headers());
-                return Err(refusal(request, response.status(), retry_after, &body));
+                return Err(refused(request, &mut response));
             }
             let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
             let mut partial = tempfile::NamedTempFile::new_in(dir).map_err(fsio::Error::io("create a file in", dir))?;
@@ -422,7 +418,32 @@ impl Client {
         Error::Timeout { url: request.shown_url(), seconds: self.settings.timeout.as_secs(), n_attempts: 1 }
     }
 
-    fn retried<T>(&self, mut attempt: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
+    /// Sends a request once and hands the body of a 2xx answer to `take` as it arrives, with the status, until `take`
+    /// says no more is wanted.
+    ///
+    /// # Errors
+    /// [`Error`]; what `take` was given stays given.
+    pub fn stream_once(&self, request: &Request, mut take: impl FnMut(StatusCode, &[u8]) -> bool) -> Result<(), Error> {
+        let mut response = self.exchange(request)?;
+        let status = response.status();
+        if !status.is_success() {
+            return Err(refused(request, &mut response));
+        }
+        let mut buffer = vec![0; 1 << 16];
+        loop {
+            self.stop.check(&format!("downloading `{}`", request.shown_url()))?;
+            let n = response.read(&mut buffer).map_err(|source| self.broken(request, source))?;
+            if n == 0 || !take(status, &buffer[..n]) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Calls `attempt` again where its error may pass, with the waits of this client's settings.
+    ///
+    /// # Errors
+    /// The last error met.
+    pub fn retried<T>(&self, mut attempt: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
         let retry = self.settings.retry;
         let mut delay = retry.first_delay;
         for n in 1.. {
@@ -455,6 +476,15 @@ impl Client {
         }
         Ok(())
     }
+}
+
+/// The refusal that a response is.
+fn refused(request: &Request, response: &mut Response) -> Error {
+    let mut body = Vec::new();
+    // The excerpt of a refusal is a courtesy: what could be read of it is shown.
+    let _ = response.by_ref().take(1 << 16).read_to_end(&mut body);
+    let retry_after = retry_after(response.headers());
+    refusal(request, response.status(), retry_after, &body)
 }
 
 fn refusal(request: &Request, status: StatusCode, retry_after: Option<Duration>, body: &[u8]) -> Error {

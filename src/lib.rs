@@ -22,6 +22,7 @@
 //! | [`train`] | SFT and ORPO by block-wise recompute | records → adapter |
 //! | [`eval`] | metrics, intervals, reports | answers → figures |
 //! | [`export`] | the merged model, GGUF files | adapter + base → Hugging Face folder |
+//! | [`hub`] | the Hugging Face Hub: fetch, push | names ↔ folders |
 //! | [`pipeline`] | stages in order | |
 //! | [`cli`] | the `axismapper` program | |
 
@@ -36,6 +37,7 @@ pub mod eval;
 pub mod export;
 pub mod fsio;
 pub mod http;
+pub mod hub;
 pub mod model;
 pub mod pipeline;
 pub mod quant;

@@ -63,7 +63,7 @@ pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> 
 
 fn from_model(args: &Args, data: &Path, console: &Console, stop: &Stop) -> Result<Vec<Answer>, Failure> {
     let questions = load_questions(data)?;
-    let (mut model, tokenizer) = load_model(&args.model)?;
+    let (mut model, tokenizer) = load_model(&args.model, console, stop)?;
     let prompts: Vec<_> = questions.iter().map(|question| question.prompt.clone()).collect();
     let progress = console.bar("answering", prompts.len() as u64);
     let outputs = answers(&mut model, &tokenizer, &prompts, args.batch_size, stop, |n| progress.advance(n))?;

@@ -5,12 +5,11 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args as ClapArgs, Subcommand, ValueEnum};
 
-use super::{write_json, write_line};
+use super::{hub, write_json, write_line};
 use crate::data::SYSTEM_PROMPT;
 use crate::diag::{Diagnostic, Failure};
 use crate::export::{GgufRequest, GgufType, export_gguf, modelfile};
 use crate::fsio;
-use crate::pipeline::require_folder;
 use crate::stop::Stop;
 use crate::text::Tokenizer;
 use crate::track::Console;
@@ -30,8 +29,8 @@ enum Format {
 /// One GGUF file for llama.cpp and Ollama, tokenizer and chat template inside, and an Ollama Modelfile beside it
 #[derive(Debug, ClapArgs)]
 struct GgufArgs {
-    /// A model folder in Hugging Face layout, merged and not quantized
-    #[arg(long, value_name = "DIR")]
+    /// A model in Hugging Face layout, merged and not quantized: a folder, or a model on the Hub
+    #[arg(long, value_name = "DIR|ORG/NAME")]
     model: PathBuf,
     /// The file, as in model.gguf
     #[arg(long, value_name = "FILE")]
@@ -42,6 +41,9 @@ struct GgufArgs {
     /// The model's name inside the file; the folder's name by default
     #[arg(long)]
     name: Option<String>,
+    /// Take what is on the Hub from the cache and ask nobody
+    #[arg(long)]
+    offline: bool,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
@@ -64,20 +66,21 @@ enum TypeArg {
 /// When the model cannot be read or has no place in the format, or writing fails.
 pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> Result<(), Failure> {
     let Format::Gguf(args) = &args.format;
-    require_folder("model", &args.model)?;
-    if args.model.join("adapter_config.json").exists() && !args.model.join("config.json").exists() {
+    let model = hub::folder("model", &args.model, args.offline, console, stop)?;
+    if model.join("adapter_config.json").exists() && !model.join("config.json").exists() {
         return Err(AnAdapter { path: args.model.clone() }.into());
     }
-    let tokenizer = Tokenizer::load(&args.model)?;
-    let folder = args.model.canonicalize().unwrap_or_else(|_| args.model.clone());
-    let name = args.name.clone().unwrap_or_else(|| file_name(&folder));
+    let tokenizer = Tokenizer::load(&model)?;
+    // `.` has a name too; a model of the Hub has its own, not that of a commit.
+    let named = if args.model.is_dir() { args.model.canonicalize().ok() } else { None };
+    let name = args.name.clone().unwrap_or_else(|| file_name(named.as_deref().unwrap_or(&args.model)));
     let kind = match args.kind {
         TypeArg::F16 => GgufType::F16,
         TypeArg::Bf16 => GgufType::Bf16,
         TypeArg::Q8_0 => GgufType::Q8_0,
         TypeArg::Q4KM => GgufType::Q4KM,
     };
-    let request = GgufRequest { model: &args.model, out: &args.out, kind, name: &name };
+    let request = GgufRequest { model: &model, out: &args.out, kind, name: &name };
     let progress = console.bar("tensors", 0);
     let exported = export_gguf(&request, &tokenizer, stop, |n| progress.advance(n))?;
     progress.finish();

@@ -7,11 +7,12 @@ use clap::Args as ClapArgs;
 use serde_json::{Value, json};
 
 use super::merge::parse_size;
-use super::model::{Dtype, Quant, folder_of};
+use super::model::{Dtype, Quant};
 use super::{write_json, write_line};
 use crate::diag::{Diagnostic, Failure};
 use crate::fsio;
 use crate::model::{Config, EndTokens, WriteRequest, count_parameters, count_weights, estimate_bytes, init_folder};
+use crate::pipeline::require_folder;
 use crate::stop::Stop;
 use crate::text::{Tokenizer, train_bpe};
 use crate::track::Console;
@@ -64,7 +65,10 @@ pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> 
         shape["model_type"] = json!("qwen2");
     }
     let tokenizer = match (&args.tokenizer, &args.corpus) {
-        (Some(dir), _) => Tokenizer::load(&folder_of("tokenizer", dir)?)?,
+        (Some(dir), _) => {
+            require_folder("tokenizer", dir)?;
+            Tokenizer::load(dir)?
+        }
         (None, corpus) => {
             let texts = read_corpus(corpus.as_deref().unwrap_or(Path::new("-")))?;
             let vocab_size = shape["vocab_size"].as_u64().unwrap_or(DEFAULT_VOCAB_SIZE);

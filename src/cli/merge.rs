@@ -5,24 +5,51 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, ValueEnum};
 
-use super::model::Dtype;
-use super::write_line;
-use crate::diag::Failure;
-use crate::export::{MergeRequest, Onto, merge};
+use super::model::{Dtype, Quant};
+use super::{device, hub, write_json, write_line};
+use crate::adapter;
+use crate::data::record::prompt;
+use crate::decode::Limits;
+use crate::diag::{Diagnostic, Failure};
+use crate::eval::MAX_NEW_TOKENS;
+use crate::export::{
+    Certificate, CompareRequest, Comparison, MergeRequest, Onto, compare, discard, file_hashes, merge,
+};
 use crate::fsio;
-use crate::pipeline::require_folder;
+use crate::pipeline::load_questions;
 use crate::stop::Stop;
-use crate::text::Tokenizer;
+use crate::tensor::{Placement, dtype_name};
+use crate::text::{Message, Tokenizer};
 use crate::track::Console;
+
+/// Asked when no records are given: injuries, chronic and acute complaints, in a patient's and in a clinician's words.
+const SCENARIOS: [&str; 16] = [
+    "Fell off my bike, the right shin is broken, bone not through the skin.",
+    "Patient with essential hypertension, here for a routine check of blood pressure.",
+    "I have had type 2 diabetes for years and now my feet are numb.",
+    "Twisted my left ankle on the stairs yesterday, it is swollen but not broken.",
+    "Acute bronchitis, productive cough for a week, no fever.",
+    "Burning when I pass water, and I have to go all the time.",
+    "Laceration of the right knee without foreign body, initial encounter.",
+    "My lower back has hurt for three months.",
+    "Closed fracture of the left fibula, subsequent encounter, routine healing.",
+    "Migraine without aura, not intractable.",
+    "The child has an earache on both sides and a runny nose.",
+    "Sprain of the right foot after a fall from a ladder.",
+    "Stage 3 chronic kidney disease, no complaints.",
+    "Contusion of the left knee, struck by a ball.",
+    "Major depression, recurrent, moderate.",
+    "Screening for malignant neoplasm of the colon.",
+];
 
 /// Merge an adapter into its base: a plain Hugging Face model folder
 #[derive(Debug, ClapArgs)]
 pub struct Args {
-    /// The base model's folder
-    #[arg(long, value_name = "DIR")]
+    /// The base model: a folder, or a model on the Hub
+    #[arg(long, value_name = "DIR|ORG/NAME")]
     model: PathBuf,
-    /// The adapter's folder, PEFT layout
-    #[arg(long, value_name = "DIR")]
+    /// The adapter: a folder in PEFT layout, or an adapter on the Hub
+    #[arg(long, value_name = "DIR|ORG/NAME")]
     adapter: PathBuf,
     /// Folder of the merged model
     #[arg(long, value_name = "DIR")]
@@ -36,6 +63,30 @@ pub struct Args {
     /// The largest file of weights, as in 5GB or 500MB
     #[arg(long, default_value = "5GB", value_parser = parse_size)]
     max_shard_size: u64,
+    /// How the adapter was trained, and is compared with: on the base in NF4, or on the base as it is
+    #[arg(long, value_enum, default_value_t = Quant::Nf4)]
+    quant: Quant,
+    /// Chat records whose questions are asked for the comparison, instead of the built-in ones
+    #[arg(long, value_name = "FILE")]
+    data: Option<PathBuf>,
+    /// Questions compared; 0 compares nothing
+    #[arg(long, default_value_t = 16, value_name = "N")]
+    sample: usize,
+    /// Refuse a merge whose mean Kullback-Leibler divergence from the adapter model is above this, in nats
+    #[arg(long, value_name = "NATS")]
+    max_divergence: Option<f64>,
+    /// The type that the comparison computes in; float32 needs four bytes a weight
+    #[arg(long, value_enum, default_value_t = Dtype::Float32)]
+    check_dtype: Dtype,
+    /// auto, cpu, cuda or cuda:N, for the comparison
+    #[arg(long, default_value = "auto")]
+    device: String,
+    /// Take what is on the Hub from the cache and ask nobody
+    #[arg(long)]
+    offline: bool,
+    /// Print the certificate as JSON
+    #[arg(long)]
+    json: bool,
 }
 
 /// `--onto`.
@@ -66,12 +117,12 @@ pub(super) fn parse_size(text: &str) -> Result<u64, String> {
 /// # Errors
 /// When a folder is missing, the adapter does not fit the base, or writing fails.
 pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> Result<(), Failure> {
-    require_folder("model", &args.model)?;
-    require_folder("adapter", &args.adapter)?;
-    let tokenizer = Tokenizer::load(&args.model)?;
+    let base = hub::folder("model", &args.model, args.offline, console, stop)?;
+    let adapter = hub::folder("adapter", &args.adapter, args.offline, console, stop)?;
+    let tokenizer = Tokenizer::load(&base)?;
     let request = MergeRequest {
-        base: &args.model,
-        adapter: &args.adapter,
+        base: &base,
+        adapter: &adapter,
         out: &args.out,
         onto: match args.onto {
             OntoArg::Original => Onto::Original,
@@ -85,10 +136,92 @@ pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> 
     let progress = console.bar("merging", 0);
     let merged = merge(&request, stop, |n| progress.advance(n))?;
     progress.finish();
-    fsio::write_json(&args.out.join("merge.json"), &merged)?;
+
+    let prompts = sample(args, &tokenizer)?;
+    let comparison = if prompts.is_empty() {
+        None
+    } else {
+        let compared = CompareRequest {
+            base: &base,
+            adapter: &adapter,
+            merged: &args.out,
+            quantization: args.quant.quantization(),
+            placement: Placement { device: device::parse(&args.device)?, dtype: args.check_dtype.kind() },
+            prompts: &prompts,
+            limits: Limits { max_new_tokens: MAX_NEW_TOKENS, batch_size: 8, end_tokens: tokenizer.stop_ids() },
+        };
+        let progress = console.bar("comparing", 2 * prompts.len() as u64);
+        let comparison = compare(&compared, stop, |n| progress.advance(n))?;
+        progress.finish();
+        Some(comparison)
+    };
+    let found = comparison.as_ref().map(|comparison| comparison.logits.mean_kl);
+    // A divergence that is no number is above every limit.
+    let refusal = args.max_divergence.zip(found).filter(|(limit, found)| found.is_nan() || found > limit);
+    let mut inputs = file_hashes(&base, "base/", stop)?;
+    inputs.extend(file_hashes(&adapter, "adapter/", stop)?);
+    let named = adapter::load(&adapter)?.base_model;
+    let certificate = Certificate {
+        base_model: if args.model.is_dir() { named } else { Some(args.model.display().to_string()) },
+        onto: request.onto,
+        dtype: dtype_name(request.dtype),
+        n_merged: merged.n_merged,
+        size_bytes: merged.size_bytes,
+        is_refused: refusal.is_some(),
+        inputs,
+        outputs: file_hashes(&args.out, "", stop)?,
+        comparison,
+    };
+    fsio::write_json(&args.out.join("merge.json"), &certificate)?;
+    if let Some((limit, found)) = refusal {
+        discard(&merged, &args.out)?;
+        return Err(TooFar { found, limit }.into());
+    }
+    if args.json {
+        return write_json(out, &certificate);
+    }
     let size_mb = merged.size_bytes as f64 / 1e6;
-    let summary = format!("{} layers merged, {size_mb:.1} MB -> {}", merged.n_merged, args.out.display());
-    write_line(out, &summary)
+    write_line(out, &format!("{} layers merged, {size_mb:.1} MB -> {}", merged.n_merged, args.out.display()))?;
+    match &certificate.comparison {
+        None => Ok(()),
+        Some(Comparison { answers, logits, .. }) => write_line(
+            out,
+            &format!(
+                "{} of {} sample answers are the adapter model's; logits differ by {:.2e} on average, {:.2e} at most, \
+                 divergence {:.2e} nats",
+                answers.n_same, answers.n, logits.mean_abs, logits.max_abs, logits.mean_kl
+            ),
+        ),
+    }
+}
+
+/// The token ids of the questions that are compared.
+fn sample(args: &Args, tokenizer: &Tokenizer) -> Result<Vec<Vec<u32>>, Failure> {
+    let prompts: Vec<Vec<Message>> = match (&args.data, args.sample) {
+        (_, 0) => Vec::new(),
+        (Some(path), n) => load_questions(path)?.into_iter().take(n).map(|question| question.prompt).collect(),
+        (None, n) => SCENARIOS.iter().take(n).map(|text| prompt(text)).collect(),
+    };
+    prompts.iter().map(|prompt| Ok(tokenizer.encode_prompt(prompt)?.ids)).collect()
+}
+
+/// The merged model answers unlike the adapter model.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the merged model diverges from the adapter model by {found:.3e} nats, above the limit of {limit:.3e}; its weights were removed"
+)]
+struct TooFar {
+    found: f64,
+    limit: f64,
+}
+
+impl Diagnostic for TooFar {
+    fn hint(&self) -> Option<String> {
+        Some(
+            "merge with --onto quantized, into the weights that the adapter was trained on, or raise --max-divergence"
+                .into(),
+        )
+    }
 }
 
 #[cfg(test)]

@@ -6,10 +6,13 @@ mod demo;
 mod device;
 mod eval;
 mod export;
+mod hub;
 mod init;
 mod merge;
 mod model;
 mod predict;
+mod pull;
+mod push;
 mod quantize;
 mod release;
 mod score;
@@ -50,6 +53,8 @@ enum Command {
     Quantize(quantize::Args),
     Merge(merge::Args),
     Export(export::Args),
+    Push(push::Args),
+    Pull(pull::Args),
 }
 
 /// Runs the program with the process's arguments.
@@ -83,6 +88,8 @@ fn run(cli: Cli, stop: &Stop, out: &mut dyn Write) -> Result<(), Failure> {
         Command::Quantize(args) => quantize::run(&args, &console, stop, out),
         Command::Merge(args) => merge::run(&args, &console, stop, out),
         Command::Export(args) => export::run(&args, &console, stop, out),
+        Command::Push(args) => push::run(&args, &console, stop, out),
+        Command::Pull(args) => pull::run(&args, &console, stop, out),
     }
 }
 

@@ -5,22 +5,23 @@ use std::path::{Path, PathBuf};
 use clap::{Args as ClapArgs, ValueEnum};
 use tch::Kind;
 
-use super::device;
+use super::{device, hub};
 use crate::adapter;
 use crate::diag::{Diagnostic, Failure};
 use crate::model::{self, Quantization, Qwen2};
-use crate::pipeline::require_folder;
+use crate::stop::Stop;
 use crate::tensor::Placement;
 use crate::text::Tokenizer;
+use crate::track::Console;
 
 /// The model that a command runs.
 #[derive(Debug, ClapArgs)]
 pub struct ModelArgs {
-    /// A local folder in Hugging Face layout
-    #[arg(long, value_name = "DIR")]
+    /// A folder in Hugging Face layout, or a model on the Hub
+    #[arg(long, value_name = "DIR|ORG/NAME")]
     pub model: Option<PathBuf>,
-    /// An adapter folder in PEFT layout
-    #[arg(long, value_name = "DIR")]
+    /// An adapter folder in PEFT layout, or an adapter on the Hub
+    #[arg(long, value_name = "DIR|ORG/NAME")]
     pub adapter: Option<PathBuf>,
     /// How the linear layers are held in memory
     #[arg(long, value_enum, default_value_t = Quant::None)]
@@ -31,6 +32,9 @@ pub struct ModelArgs {
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     pub device: String,
+    /// Take what is on the Hub from the cache and ask nobody
+    #[arg(long)]
+    pub offline: bool,
 }
 
 /// `--quant`.
@@ -47,6 +51,16 @@ pub enum Dtype {
     Bfloat16,
 }
 
+impl Quant {
+    /// What a model is loaded with.
+    pub fn quantization(self) -> Quantization {
+        match self {
+            Self::Nf4 => Quantization::Nf4,
+            Self::None => Quantization::None,
+        }
+    }
+}
+
 impl Dtype {
     /// The libtorch type.
     pub fn kind(self) -> Kind {
@@ -57,31 +71,19 @@ impl Dtype {
     }
 }
 
-/// The folder of a `--model` or `--adapter`, whatever form it was given in; `what` names it in messages.
+/// Loads model, adapter and tokenizer, fetched from the Hub where they are not folders.
 ///
 /// # Errors
-/// When there is none.
-pub fn folder_of(what: &'static str, path: &Path) -> Result<PathBuf, Failure> {
-    require_folder(what, path)?;
-    Ok(path.to_owned())
-}
-
-/// Loads model, adapter and tokenizer.
-///
-/// # Errors
-/// When no model is named, a folder is missing, or its files do not fit together.
-pub fn load_model(args: &ModelArgs) -> Result<(Qwen2, Tokenizer), Failure> {
-    let Some(path) = &args.model else { return Err(NoModel.into()) };
-    let path = &folder_of("model", path)?;
-    let adapter_dir = args.adapter.as_ref().map(|path| folder_of("adapter", path)).transpose()?;
+/// When no model is named, it is not there, or its files do not fit together.
+pub fn load_model(args: &ModelArgs, console: &Console, stop: &Stop) -> Result<(Qwen2, Tokenizer), Failure> {
+    let Some(name) = &args.model else { return Err(NoModel.into()) };
+    let local = |what, name: &Path| hub::folder(what, name, args.offline, console, stop);
+    let path = &local("model", name)?;
+    let adapter = args.adapter.as_deref().map(|name| local("adapter", name)).transpose()?;
     let placement = Placement { device: device::parse(&args.device)?, dtype: args.dtype.kind() };
-    let quantization = match args.quant {
-        Quant::Nf4 => Quantization::Nf4,
-        Quant::None => Quantization::None,
-    };
     let tokenizer = Tokenizer::load(path)?;
-    let mut model = model::load(path, placement, quantization)?;
-    if let Some(dir) = &adapter_dir {
+    let mut model = model::load(path, placement, args.quant.quantization())?;
+    if let Some(dir) = &adapter {
         model::attach_adapter(&mut model, adapter::load(dir)?)?;
     }
     Ok((model, tokenizer))
@@ -94,7 +96,7 @@ struct NoModel;
 
 impl Diagnostic for NoModel {
     fn hint(&self) -> Option<String> {
-        Some("name its folder with --model DIR".into())
+        Some("name its folder, or a model on the Hub, with --model".into())
     }
 
     fn is_usage(&self) -> bool {

@@ -55,7 +55,7 @@ pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> 
         }
         (None, None) => Vec::new(),
     };
-    let (mut model, tokenizer) = load_model(&args.model)?;
+    let (mut model, tokenizer) = load_model(&args.model, console, stop)?;
     let prompts: Vec<_> =
         records.iter().map(|record| prompt(record["scenario"].as_str().unwrap_or_default())).collect();
     let progress = console.bar("answering", prompts.len() as u64);

@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use clap::Args as ClapArgs;
 use serde_json::json;
 
+use super::hub;
 use super::merge::parse_size;
-use super::model::{Dtype, folder_of};
+use super::model::Dtype;
 use super::{write_json, write_line};
 use crate::diag::Failure;
 use crate::export::copy_beside_weights;
@@ -18,8 +19,8 @@ use crate::track::Console;
 /// Quantize a model to NF4 with double quantization: a folder that transformers loads
 #[derive(Debug, ClapArgs)]
 pub struct Args {
-    /// The model's folder
-    #[arg(long, value_name = "DIR")]
+    /// The model: a folder, or a model on the Hub
+    #[arg(long, value_name = "DIR|ORG/NAME")]
     model: PathBuf,
     /// Folder of the quantized model
     #[arg(long, value_name = "DIR")]
@@ -33,6 +34,9 @@ pub struct Args {
     /// Say what would be written, and write nothing
     #[arg(long)]
     dry_run: bool,
+    /// Take what is on the Hub from the cache and ask nobody
+    #[arg(long)]
+    offline: bool,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
@@ -43,7 +47,7 @@ pub struct Args {
 /// # Errors
 /// When the model cannot be read or is quantized already, or writing fails.
 pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> Result<(), Failure> {
-    let base = folder_of("model", &args.model)?;
+    let base = hub::folder("model", &args.model, args.offline, console, stop)?;
     let config = Config::load(&base)?;
     let total = count_weights(&config);
     if args.dry_run {

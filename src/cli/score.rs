@@ -63,7 +63,7 @@ struct Item {
 /// # Errors
 /// When a file or the model cannot be read, a record is too long for the model, or a stop is requested.
 pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> Result<(), Failure> {
-    let (mut model, tokenizer) = load_model(&args.model)?;
+    let (mut model, tokenizer) = load_model(&args.model, console, stop)?;
     let items = read(&args.input, &tokenizer, model.config.max_position_embeddings)?;
     let progress = console.bar("scoring", items.len() as u64);
     let scores = score(&mut model, &items, args, stop, |n| progress.advance(n))?;

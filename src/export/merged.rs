@@ -1,19 +1,17 @@
-//! Merging: base weights and adapter in, a plain model folder out, one shard in memory at a time.
+//! Merging: base weights and adapter in, a plain model folder out, one file's weights in memory at a time.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
 use super::{Error, Result};
 use crate::adapter::{self, AdapterFile, Lora};
 use crate::fsio;
 use crate::model::{Config, save_configs};
-use crate::quant::Nf4;
+use crate::quant::{self, Nf4};
 use crate::stop::Stop;
-use crate::tensor::{Checkpoint, pytorch_metadata, save};
+use crate::tensor::{Checkpoint, Shards, check_finite, dtype_name};
 
 /// Which base weights the adapter is merged into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -77,46 +75,30 @@ pub fn merge(request: &MergeRequest<'_>, stop: &Stop, mut merged_tensor: impl Fn
     let mut adapter = adapter::load(request.adapter)?;
     fsio::make_dir(out)?;
 
-    let plan = plan_shards(&weights, dtype, request.max_shard_bytes)?;
-    let file_name = |idx: usize| match plan.len() {
-        1 => "model.safetensors".to_owned(),
-        n => format!("model-{:05}-of-{n:05}.safetensors", idx + 1),
-    };
-    let mut result = Merged { shards: Vec::new(), size_bytes: 0, n_merged: 0 };
-    let mut weight_map = BTreeMap::new();
-    for (idx, names) in plan.iter().enumerate() {
-        let mut tensors = Vec::with_capacity(names.len());
-        for name in names {
-            stop.check("merging")?;
-            let tensor = merged_weight(name, weights.tensor(name)?, &mut adapter, request.onto, &mut result.n_merged)?;
-            tensors.push((name.as_str(), tensor.f_to_kind(dtype)?));
-            merged_tensor(1);
-        }
-        let path = out.join(file_name(idx));
-        save(&path, tensors.iter().map(|(name, tensor)| (*name, tensor)), Some(pytorch_metadata()))?;
-        weight_map.extend(names.iter().map(|name| (name.clone(), file_name(idx))));
-        result.size_bytes += tensors.iter().map(|(_, t)| (t.numel() * dtype.elt_size_in_bytes()) as u64).sum::<u64>();
-        result.shards.push(path);
+    let mut shards = Shards::new(out, request.max_shard_bytes)?;
+    let mut n_merged = 0;
+    // A quantized weight's parts are read with it.
+    for name in weights.names().filter(|name| !name.contains(".weight.")) {
+        stop.check("merging")?;
+        let weight = match quant::is_stored(&weights, name) {
+            true if request.onto == Onto::Original => return Err(Error::QuantizedBase { path: base.to_owned() }),
+            true => quant::load(&weights, name, shape_of(&config, name)?)?.dequantize(Kind::Float)?,
+            false => weights.tensor(name)?,
+        };
+        let is_expanded = quant::is_stored(&weights, name);
+        let tensor = merged_weight(name, weight, &mut adapter, request.onto, is_expanded, &mut n_merged)?;
+        let tensor = tensor.f_to_kind(dtype)?.f_contiguous()?;
+        check_finite(name, &tensor)?;
+        shards.push(vec![(name.to_owned(), tensor)])?;
+        merged_tensor(1);
     }
     if let Some(name) = adapter.tensors.keys().next() {
         return Err(adapter::Error::Stray { name: name.clone() }.into());
     }
-    let index_path = out.join("model.safetensors.index.json");
-    if plan.len() > 1 {
-        let index: Value = json!({"metadata": {"total_size": result.size_bytes}, "weight_map": weight_map});
-        fsio::write_json(&index_path, &index)?;
-    } else if index_path.exists() {
-        // An index left by an earlier, sharded merge would be read instead of the new weights.
-        std::fs::remove_file(&index_path).map_err(fsio::Error::io("remove", &index_path))?;
-    }
+    let written = shards.finish()?;
     copy_beside_weights(base, out)?;
-    let dtype_name = match dtype {
-        Kind::BFloat16 => "bfloat16",
-        Kind::Half => "float16",
-        _ => "float32",
-    };
-    save_configs(&config, dtype_name, out, request.end_token, request.pad_token)?;
-    Ok(result)
+    save_configs(&config, dtype_name(dtype), out, request.end_token, request.pad_token)?;
+    Ok(Merged { shards: written.files, size_bytes: written.size_bytes, n_merged })
 }
 
 /// Copies the tokenizer's files, those that are there.
@@ -137,22 +119,12 @@ fn same_folder(a: &Path, b: &Path) -> bool {
     matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }
 
-/// Distributes the tensors over files of at most `max_bytes` (or one tensor).
-fn plan_shards(weights: &Checkpoint, dtype: Kind, max_bytes: u64) -> Result<Vec<Vec<String>>> {
-    let mut plan: Vec<Vec<String>> = Vec::new();
-    let mut filled = u64::MAX;
-    for name in weights.names() {
-        let size = weights.numel(name)? * dtype.elt_size_in_bytes() as u64;
-        if filled.saturating_add(size) > max_bytes {
-            plan.push(Vec::new());
-            filled = 0;
-        }
-        filled += size;
-        if let Some(shard) = plan.last_mut() {
-            shard.push(name.to_owned());
-        }
-    }
-    Ok(plan)
+/// The shape of a linear layer's weight, by its name.
+fn shape_of(config: &Config, name: &str) -> Result<[i64; 2]> {
+    let found = config.projections().into_iter().find(|(path, ..)| name.ends_with(&format!("{path}.weight")));
+    found.map(|(_, shape, _)| shape).ok_or_else(|| {
+        crate::tensor::Error::Missing { name: format!("a linear layer for {name}"), path: "config.json".into() }.into()
+    })
 }
 
 /// A weight with its adapter's tensors, if it has any, taken out of `adapter` and merged in f32.
@@ -161,11 +133,12 @@ fn merged_weight(
     weight: Tensor,
     adapter: &mut AdapterFile,
     onto: Onto,
+    is_expanded: bool,
     n_merged: &mut usize,
 ) -> Result<Tensor> {
     let is_linear = name.ends_with("_proj.weight");
     let weight = match onto {
-        Onto::Quantized if is_linear => Nf4::quantize(&weight)?.dequantize(Kind::Float)?,
+        Onto::Quantized if is_linear && !is_expanded => Nf4::quantize(&weight)?.dequantize(Kind::Float)?,
         _ => weight,
     };
     let Some(path) = name.strip_suffix(".weight").filter(|_| is_linear) else { return Ok(weight) };

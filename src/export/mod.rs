@@ -1,9 +1,13 @@
 //! What leaves the machine: the adapter merged into its base as a plain Hugging Face folder, and GGUF files.
 
+mod card;
+mod certificate;
 mod divergence;
 mod gguf;
 mod merged;
 
+pub use card::{Card, Contents, MARK as CARD_MARK, card, contents_of, licence_of};
+pub use certificate::{Answers, Certificate, CompareRequest, Comparison, compare, discard, file_hashes};
 pub use divergence::{Divergence, divergence};
 pub use gguf::{Exported, GgufRequest, GgufType, Storage, export_gguf, modelfile};
 pub use merged::{MergeRequest, Merged, Onto, copy_beside_weights, merge};
@@ -11,6 +15,7 @@ pub use merged::{MergeRequest, Merged, Onto, copy_beside_weights, merge};
 use std::path::PathBuf;
 
 use crate::adapter;
+use crate::decode;
 use crate::diag::Diagnostic;
 use crate::fsio;
 use crate::model;
@@ -33,6 +38,10 @@ pub enum Error {
     File(#[from] fsio::Error),
     #[error(transparent)]
     Stopped(#[from] Stopped),
+    #[error(transparent)]
+    Decode(#[from] decode::Error),
+    #[error("the weights of `{}` are quantized, and the original ones are asked for", path.display())]
+    QuantizedBase { path: PathBuf },
     #[error("the output folder `{}` is the base model's own", path.display())]
     SameFolder { path: PathBuf },
     #[error(
@@ -62,6 +71,10 @@ impl Diagnostic for Error {
             Self::Model(error) => error.hint(),
             Self::File(error) => error.hint(),
             Self::Stopped(stopped) => stopped.hint(),
+            Self::Decode(error) => error.hint(),
+            Self::QuantizedBase { .. } => {
+                Some("name the original model with --model, or merge with --onto quantized".into())
+            }
             Self::SameFolder { .. } => Some("give another --out".into()),
             Self::GgufShape { .. } => None,
             Self::GgufValue { value, .. } if value.is_finite() => {
@@ -74,7 +87,7 @@ impl Diagnostic for Error {
     }
 
     fn is_usage(&self) -> bool {
-        matches!(self, Self::SameFolder { .. } | Self::Dtype(_))
+        matches!(self, Self::SameFolder { .. } | Self::QuantizedBase { .. } | Self::Dtype(_))
     }
 }
 

@@ -1,7 +1,7 @@
 //! What the reference libraries computed (`tests/fixtures/README.md`), read for the `golden_*` tests, and how it is compared:
 //! whole tensors, the largest difference over the largest expected value.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use axismapper::adapter;
 use axismapper::model::{self, Packed, Parameter, Quantization, Qwen2, Segment};
@@ -26,6 +26,34 @@ pub struct Record {
 /// A path below `tests/fixtures`.
 pub fn fixture(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(path)
+}
+
+/// Makes a folder of a tiny model that the fixture tokenizer goes with: its embedding is widened to 710 rows, its positions
+/// to 1024. Gives its tensors.
+pub fn with_tokenizer(model: &str, dir: &Path) -> Vec<(String, Tensor)> {
+    const N_ROWS: i64 = 710;
+    std::fs::create_dir_all(dir).unwrap();
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(fixture("tokenizer").join(name), dir.join(name)).unwrap();
+    }
+    let mut config: serde_json::Value = figures(&format!("{model}/config.json"));
+    config["vocab_size"] = N_ROWS.into();
+    config["max_position_embeddings"] = 1024.into();
+    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    let source = Checkpoint::open_dir(&fixture(model)).unwrap();
+    let tensors: Vec<(String, Tensor)> = source
+        .names()
+        .map(|name| {
+            let tensor = source.tensor(name).unwrap();
+            let has_vocab = name.contains("embed_tokens") || name.starts_with("lm_head");
+            let repeats = N_ROWS / tensor.size()[0] + 1;
+            let wide = if has_vocab { tensor.repeat([repeats, 1]).narrow(0, 0, N_ROWS).contiguous() } else { tensor };
+            (name.to_owned(), wide)
+        })
+        .collect();
+    let named = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor));
+    axismapper::tensor::save(&dir.join("model.safetensors"), named, None).unwrap();
+    tensors
 }
 
 /// The tensors of a fixture.

@@ -21,7 +21,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("track", &["diag", "stop", "fsio", "http"]),
     ("train", &["diag", "stop", "fsio", "tensor", "text", "data", "quant", "adapter", "model", "config", "track"]),
     ("eval", &["diag", "stop", "fsio", "codes", "text", "data", "model", "decode", "track"]),
-    ("export", &["diag", "stop", "fsio", "tensor", "quant", "adapter", "model", "text"]),
+    ("export", &["diag", "stop", "fsio", "tensor", "quant", "adapter", "model", "text", "decode"]),
+    ("hub", &["diag", "stop", "fsio", "http", "track"]),
     (
         "pipeline",
         &[
@@ -33,7 +34,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         "cli",
         &[
             "diag", "stop", "fsio", "http", "tensor", "codes", "text", "data", "quant", "adapter", "model", "decode",
-            "config", "track", "train", "eval", "export", "pipeline",
+            "config", "track", "train", "eval", "export", "hub", "pipeline",
         ],
     ),
 ];

@@ -33,7 +33,7 @@ impl Mix {
     fn q4_k_m(self, name: &str, n_columns: u64, layer: Option<usize>) -> Storage {
         let is_output = name == "output.weight" || self.is_tied && name == "token_embd.weight";
         if is_output {
-            return if n_columns % 256 == 0 { Storage::Q6K } else { Storage::Q8_0 };
+            return if n_columns.is_multiple_of(256) { Storage::Q6K } else { Storage::Q8_0 };
         }
         let gets_more = layer.is_some_and(|layer| more_bits(layer, self.n_layers));
         match name.rsplit('.').nth(1) {

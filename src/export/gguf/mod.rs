@@ -198,7 +198,7 @@ fn packed(planned: &Planned, weights: &Checkpoint, stop: &Stop) -> Result<Vec<u8
     let values = as_slice::<f32>(&tensor)?;
     // Every type but bf16 and f32 holds its scales, or the values themselves, in f16.
     let limit = if matches!(planned.storage, Storage::F32 | Storage::Bf16) { f32::MAX } else { 65_504.0 };
-    match values.iter().find(|value| !(value.abs() <= limit)) {
+    match values.iter().find(|value| value.is_nan() || value.abs() > limit) {
         Some(&value) => Err(Error::GgufValue { name: planned.source.clone(), value }),
         None => Ok(planned.storage.pack(values)),
     }
