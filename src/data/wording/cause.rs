@@ -311,7 +311,7 @@ impl Causes {
                     },
                     None => match Transport::parse(&description.to_lowercase()) {
                         Some(transport) => Wordings::Transport(transport),
-                        None => Wordings::Described(as_cause(own_description(description)?)),
+                        None => Wordings::Described(as_cause(node, own_description(description)?)),
                     },
                 };
                 Some((node, wordings))
@@ -416,7 +416,11 @@ impl Person {
 }
 
 /// A description as a cause: "bitten by rat" is something that was done to somebody.
-fn as_cause(text: String) -> Cause {
+fn as_cause(node: Code, text: String) -> Cause {
+    // Places, activities and status are named beside what happened.
+    if matches!(node.category().undotted(), "Y92" | "Y93" | "Y99") {
+        return Cause { noun: text.clone(), verb: text };
+    }
     const DONE: &[&str] =
         &["bitten ", "struck ", "scratched ", "crushed ", "pecked ", "caught ", "hit ", "stung ", "butted ", "kicked "];
     /// Nouns that stand for themselves, with the words that join them to "got hurt".
@@ -542,7 +546,10 @@ mod tests {
 
     #[test]
     fn descriptions_become_sentences() {
-        let cause = |text: &str| as_cause(text.to_owned());
+        let as_cause = |code: &str, text: &str| as_cause(Code::parse(code).unwrap(), text.to_owned());
+        let cause = |text: &str| as_cause("W59.22", text);
+        assert_eq!(as_cause("Y92.233", "cafeteria of hospital").noun, "cafeteria of hospital");
+        assert_eq!(as_cause("Y93.75", "activity: martial arts").noun, "activity: martial arts");
         assert_eq!(cause("struck by turtle").verb, "was struck by a turtle");
         assert_eq!(cause("bitten by other rodents").noun, "being bitten by other rodents");
         assert_eq!(cause("contact with hot stove").verb, "got hurt through contact with hot stove");

@@ -105,7 +105,8 @@ pub(super) fn in_weeks(text: &str, draw: &mut Draw) -> String {
 pub(super) fn with_side_last(text: &str, draw: &mut Draw) -> String {
     for side in ["right", "left"] {
         let word = format!("{side} ");
-        if text.matches(side).count() == 1 && (text.starts_with(&word) || text.contains(&format!(" {word}"))) {
+        let is_movable = text.matches(side).count() == 1 && !text.contains(&format!("{side} side"));
+        if is_movable && (text.starts_with(&word) || text.contains(&format!(" {word}"))) {
             let rest = text.replacen(&word, "", 1);
             return match draw.below(3) {
                 0 => format!("{rest}, {side} side"),
@@ -239,6 +240,7 @@ mod tests {
         assert_eq!(inverted("pain, knee"), "pain, knee");
         let text = with_side_last("pain in right knee", &mut draw);
         assert!(text.starts_with("pain in knee") && text.contains("right"), "{text}");
+        assert_eq!(with_side_last("injury of nerve, left side", &mut draw), "injury of nerve, left side");
         assert_eq!(with_articles("ACL sprain"), "an ACL sprain");
         assert_eq!(with_articles("other fracture of foot"), "other fracture of foot");
         assert_eq!(with_articles("unspecified fracture of foot"), "an unspecified fracture of foot");
