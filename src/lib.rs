@@ -20,7 +20,7 @@
 //! | [`config`] | stage files, resolved and checked | YAML → settings |
 //! | [`track`] | progress and `metrics.jsonl` | |
 //! | [`train`] | SFT and ORPO by block-wise recompute | records → adapter |
-//! | [`eval`] | metrics, intervals, reports | answers → figures |
+//! | [`eval`] | metrics, intervals, comparisons, reports | answers → figures, a page |
 //! | [`export`] | the merged model, GGUF files | adapter + base → Hugging Face folder |
 //! | [`hub`] | the Hugging Face Hub: fetch, push | names ↔ folders |
 //! | [`pipeline`] | stages in order | |

@@ -1,4 +1,4 @@
-//! Bootstrap intervals: how far a figure would move with another draw of as many records.
+//! Intervals: how far a figure would move with another draw of as many records.
 
 use rand::SeedableRng;
 use rand::rand_core::Rng as _;
@@ -49,6 +49,20 @@ pub fn bootstrap<const N: usize>(
     })
 }
 
+/// The 95 % score interval of a share (Wilson 1927), which stays within 0 and 1 and is sound for few records.
+pub fn wilson(n_hits: usize, n: usize) -> Interval {
+    /// The 97.5th percentile of the normal distribution.
+    const Z: f64 = 1.959_963_984_540_054;
+    if n == 0 {
+        return Interval { low: 0.0, high: 1.0 };
+    }
+    let (n, share) = (n as f64, n_hits as f64 / n as f64);
+    let scale = 1.0 / (1.0 + Z * Z / n);
+    let middle = scale * (share + Z * Z / (2.0 * n));
+    let half = scale * Z * (share * (1.0 - share) / n + Z * Z / (4.0 * n * n)).sqrt();
+    Interval { low: (middle - half).max(0.0), high: (middle + half).min(1.0) }
+}
+
 /// A draw from 0..n by multiplication. Its bias is below n / 2^64.
 fn below(rng: &mut ChaCha8Rng, n: usize) -> usize {
     ((u128::from(rng.next_u64()) * n as u128) >> 64) as usize
@@ -73,6 +87,25 @@ mod tests {
         assert!((percentile(&values, 0.5) - 3.0).abs() < 1e-12);
         assert!((percentile(&values, 0.975) - 7.7).abs() < 1e-12);
         assert_eq!(percentile(&[5.0], 0.975), 5.0);
+    }
+
+    #[test]
+    fn score_intervals_are_those_of_statsmodels() {
+        // statsmodels.stats.proportion.proportion_confint(hits, n, method="wilson")
+        let known = [
+            (8, 10, 0.49016247153664183, 0.9433178485456247),
+            (0, 5, 0.0, 0.43448246478317487),
+            (5, 5, 0.5655175352168252, 1.0),
+            (137, 1179, 0.09914142473160793, 0.1357518120151875),
+        ];
+        for (hits, n, low, high) in known {
+            let interval = wilson(hits, n);
+            assert!(
+                (interval.low - low).abs() < 1e-9 && (interval.high - high).abs() < 1e-9,
+                "{hits}/{n}: {interval:?}"
+            );
+        }
+        assert_eq!(wilson(0, 0), Interval { low: 0.0, high: 1.0 });
     }
 
     /// The share of ones among 400 records has a standard error of sqrt(p (1 - p) / n).

@@ -1,11 +1,12 @@
-//! Reports: the figures of an evaluation overall and by chapter, and a table that sets stages side by side.
+//! Reports: the figures of an evaluation overall, by chapter, by number of codes and by wording family.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 
 use serde::{Serialize, Serializer};
 
-use super::{Answer, Figures, Interval, Outcome, bootstrap, codes_in, score};
+use super::interval::{Interval, bootstrap};
+use super::metrics::{Figures, N_FIGURES, Outcome, Summands, principal_in};
+use super::{Answer, Calibration, Record, score_all};
 use crate::codes::Release;
 
 /// The figures of an evaluation.
@@ -16,6 +17,15 @@ pub struct Report {
     /// By the number of the chapter (`"19"`) that the first expected code is in.
     #[serde(serialize_with = "by_number")]
     pub by_chapter: BTreeMap<u8, Group>,
+    /// By the number of distinct codes expected.
+    #[serde(serialize_with = "by_number")]
+    pub by_code_count: BTreeMap<usize, Group>,
+    /// By wording family, of the records that have one.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub by_family: BTreeMap<String, Group>,
+    /// What confidence is worth; none when no record has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<Calibration>,
 }
 
 /// The figures of a set of records.
@@ -28,7 +38,7 @@ pub struct Group {
     pub figures: Figures,
     /// 95 % intervals, in the order of [`Figures::NAMES`]; written under the same names.
     #[serde(serialize_with = "by_name")]
-    pub intervals: [Interval; Figures::NAMES.len()],
+    pub intervals: [Interval; N_FIGURES],
 }
 
 /// What a figure should reach.
@@ -65,88 +75,70 @@ impl Bound {
             Self::Below(limit) => value < limit,
         }
     }
+
+    /// The share that it bounds with.
+    pub fn value(self) -> f64 {
+        match self {
+            Self::AtLeast(value) | Self::Below(value) => value,
+        }
+    }
 }
 
 /// Scores answers against a release. The seed is that of the intervals.
 pub fn evaluate(answers: &[Answer], release: &Release, seed: u64) -> Report {
-    let is_billable = |code| release.is_billable(code);
-    let outcomes: Vec<Outcome> = answers.iter().map(|answer| score(answer, &is_billable)).collect();
-    let mut chapters: BTreeMap<u8, Vec<&Outcome>> = BTreeMap::new();
-    for (answer, outcome) in answers.iter().zip(&outcomes) {
-        let first = answer.expected.split(',').find_map(|part| codes_in(part).first().copied());
-        if let Some(chapter) = first.and_then(|code| release.chapter_of(code)) {
-            chapters.entry(chapter.number).or_default().push(outcome);
+    Report::of(&score_all(answers, release), release, seed)
+}
+
+impl Report {
+    /// The figures of scored records. The seed is that of the intervals.
+    pub fn of(records: &[Record], release: &Release, seed: u64) -> Self {
+        let chapter = |record: &Record| {
+            principal_in(&record.key.expected).and_then(|code| release.chapter_of(code)).map(|chapter| chapter.number)
+        };
+        let family = |record: &Record| (!record.family.is_empty()).then(|| record.family.clone());
+        Self {
+            overall: group(records.iter().map(|record| &record.outcome), seed),
+            by_chapter: grouped(records, chapter, seed),
+            by_code_count: grouped(records, |record| Some(record.outcome.n_expected), seed),
+            by_family: grouped(records, family, seed),
+            calibration: Calibration::of(records),
         }
-    }
-    Report {
-        overall: group(&outcomes.iter().collect::<Vec<_>>(), seed),
-        by_chapter: chapters.iter().map(|(&number, outcomes)| (number, group(outcomes, seed))).collect(),
     }
 }
 
-/// A table of stages side by side, in per cent: a figure a row with its interval, and whether the last stage meets the
-/// targets.
-pub fn stage_table(stages: &[(&str, &Report)], targets: &[Target]) -> String {
-    let mut rows: Vec<Vec<String>> = Vec::new();
-    let heads = stages.iter().map(|(name, _)| (*name).to_owned());
-    rows.push(["%".to_owned()].into_iter().chain(heads).chain(["target".to_owned(), String::new()]).collect());
-    for (idx, name) in Figures::NAMES.iter().enumerate() {
-        let cells = stages.iter().map(|(_, report)| {
-            let interval = report.overall.intervals[idx];
-            let value = report.overall.figures.values()[idx];
-            format!("{:.1} ({:.1}-{:.1})", 100.0 * value, 100.0 * interval.low, 100.0 * interval.high)
-        });
-        let mut row: Vec<String> = [name.replace('_', " ")].into_iter().chain(cells).collect();
-        if let Some(target) = targets.iter().find(|target| target.figure == *name) {
-            let is_met =
-                stages.last().is_some_and(|(_, report)| target.bound.is_met(report.overall.figures.values()[idx]));
-            row.push(match target.bound {
-                Bound::AtLeast(least) => format!(">= {:.0}", 100.0 * least),
-                Bound::Below(limit) => format!("< {:.0}", 100.0 * limit),
-            });
-            row.push(if is_met { "met" } else { "MISSED" }.into());
-        }
-        rows.push(row);
+impl Group {
+    /// The figure of that name with its interval.
+    pub fn figure(&self, name: &str) -> Option<(f64, Interval)> {
+        let idx = Figures::NAMES.iter().position(|known| *known == name)?;
+        Some((self.figures.values()[idx], self.intervals[idx]))
     }
-    let counts = stages.iter().map(|(_, report)| report.overall.n.to_string());
-    rows.push(["records".to_owned()].into_iter().chain(counts).collect());
-    aligned(&rows)
 }
 
-fn group(outcomes: &[&Outcome], seed: u64) -> Group {
-    let resampled = |indices: &[usize]| Figures::of(indices.iter().map(|&idx| outcomes[idx])).values();
+fn grouped<K: Ord>(records: &[Record], key: impl Fn(&Record) -> Option<K>, seed: u64) -> BTreeMap<K, Group> {
+    let mut outcomes: BTreeMap<K, Vec<&Outcome>> = BTreeMap::new();
+    for record in records {
+        if let Some(key) = key(record) {
+            outcomes.entry(key).or_default().push(&record.outcome);
+        }
+    }
+    outcomes.into_iter().map(|(key, outcomes)| (key, group(outcomes, seed))).collect()
+}
+
+fn group<'a>(outcomes: impl IntoIterator<Item = &'a Outcome>, seed: u64) -> Group {
+    let records: Vec<Summands> = outcomes.into_iter().map(Summands::of).collect();
+    let resampled = |indices: &[usize]| Figures::from_summands(indices.iter().map(|&idx| records[idx])).values();
     Group {
-        n: outcomes.len(),
-        figures: Figures::of(outcomes.iter().copied()),
-        intervals: bootstrap(outcomes.len(), seed, resampled),
+        n: records.len(),
+        figures: Figures::from_summands(records.iter().copied()),
+        intervals: bootstrap(records.len(), seed, resampled),
     }
 }
 
-/// Columns two spaces apart, the first to the left, the others to the right.
-fn aligned(rows: &[Vec<String>]) -> String {
-    let n_columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
-    let widths: Vec<usize> = (0..n_columns).map(|column| width(column).unwrap_or(0)).collect();
-    let mut text = String::new();
-    for row in rows {
-        let mut line = String::new();
-        for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
-            // Writing to a String cannot fail.
-            let _ = match column {
-                0 => write!(line, "{cell:<width$}"),
-                _ => write!(line, "  {cell:>width$}"),
-            };
-        }
-        text += line.trim_end();
-        text.push('\n');
-    }
-    text
-}
-
-fn by_name<S: Serializer>(intervals: &[Interval; Figures::NAMES.len()], serializer: S) -> Result<S::Ok, S::Error> {
+fn by_name<S: Serializer>(intervals: &[Interval; N_FIGURES], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_map(Figures::NAMES.iter().zip(intervals))
 }
 
-fn by_number<S: Serializer>(chapters: &BTreeMap<u8, Group>, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_map(chapters.iter().map(|(number, group)| (number.to_string(), group)))
+/// Keys of JSON objects are text, also where they are numbers.
+fn by_number<S: Serializer, K: ToString>(groups: &BTreeMap<K, Group>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(groups.iter().map(|(number, group)| (number.to_string(), group)))
 }

@@ -1,10 +1,12 @@
 //! Stages in order: a stage file run from its model to its `final/` folder, and the demo of them all.
 
+mod confidence;
 mod demo;
 mod preview;
 mod records;
 mod stage;
 
+pub use confidence::confidences;
 pub use demo::{DemoReport, DemoRequest, DemoSettings, run_demo};
 pub use preview::{Preview, preview_stage};
 pub use records::{Loaded, Question, load_preferences, load_questions, load_sft};

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::Error;
 use crate::data::record::{ChatRecord, PreferenceRecord, Turns};
+use crate::eval::Answer;
 use crate::fsio;
 use crate::text::{Message, Role, Tokenizer, Tokens};
 use crate::train::PreferenceTokens;
@@ -39,6 +40,22 @@ pub struct Question {
     pub prompt: Vec<Message>,
     /// The content of the last assistant turn.
     pub expected: String,
+    /// The wording family; empty when unknown.
+    pub family: String,
+}
+
+impl Question {
+    /// What the patient or the doctor says: the last user turn.
+    pub fn scenario(&self) -> &str {
+        let user = self.prompt.iter().rfind(|message| message.role == Role::User);
+        user.map_or("", |message| message.content.as_str())
+    }
+
+    /// The question with what was answered, and how sure the model was of it.
+    pub fn answered(self, output: String, confidence: Option<f64>) -> Answer {
+        let scenario = self.scenario().to_owned();
+        Answer { expected: self.expected, output, confidence, family: self.family, scenario }
+    }
 }
 
 /// Reads a file of chat records for evaluation: the last turn, the assistant's, is the right answer.
@@ -51,7 +68,7 @@ pub fn load_questions(path: &Path) -> Result<Vec<Question>, Error> {
         let mut record: ChatRecord = serde_json::from_str(line).map_err(|error| fsio::json_fault(&error))?;
         match record.messages.pop() {
             Some(last) if last.role == Role::Assistant && !record.messages.is_empty() => {
-                questions.push(Question { prompt: record.messages, expected: last.content });
+                questions.push(Question { prompt: record.messages, expected: last.content, family: record.family });
                 Ok(())
             }
             _ => Err("expected `messages` that end with an assistant turn after a user turn".into()),
@@ -73,7 +90,7 @@ pub fn load_preference_questions(path: &Path) -> Result<Vec<Question>, Error> {
         let record: PreferenceRecord = serde_json::from_str(line).map_err(|error| fsio::json_fault(&error))?;
         match (record.prompt, record.chosen) {
             (Turns::Messages(prompt), Turns::Messages(mut chosen)) if chosen.len() == 1 && !prompt.is_empty() => {
-                questions.push(Question { prompt, expected: chosen.remove(0).content });
+                questions.push(Question { prompt, expected: chosen.remove(0).content, family: String::new() });
                 Ok(())
             }
             _ => Err("expected `prompt` and `chosen` to be message lists, `chosen` of one turn".into()),

@@ -179,7 +179,7 @@ fn figures_of_answers(
     let outcomes: Vec<_> = questions
         .iter()
         .zip(outputs)
-        .map(|(question, output)| eval::score(&Answer { expected: question.expected.clone(), output }, &|_| true))
+        .map(|(question, output)| eval::score(&Answer::new(question.expected.clone(), output), &|_| true))
         .collect();
     let figures = Figures::of(&outcomes);
     Ok(vec![("exact_match".into(), figures.exact_match), ("f1".into(), figures.f1)])

@@ -8,6 +8,7 @@ mod constrained;
 mod data;
 mod data_pairs;
 mod demo;
+mod eval;
 mod golden;
 mod golden_adapter;
 mod golden_generate;

@@ -4,7 +4,7 @@ use axismapper::codes::{Code, Release};
 use axismapper::eval::{Answer, Figures, Outcome, TARGETS, evaluate, is_compliant, score, stage_table};
 
 fn answer(expected: &str, output: &str) -> Answer {
-    Answer { expected: expected.into(), output: output.into() }
+    Answer::new(expected, output)
 }
 
 /// Every code but those of category S82 without a seventh character.
@@ -18,7 +18,7 @@ fn outcome(expected: &str, output: &str) -> Outcome {
 
 #[track_caller]
 fn check(outcome: &Outcome, expected: [f64; 4]) {
-    let found = [outcome.precision, outcome.recall, outcome.f1, outcome.category_f1];
+    let found = [outcome.precision(), outcome.recall(), outcome.f1(), outcome.category_f1()];
     assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-12), "{found:?}, expected {expected:?}");
 }
 
@@ -26,13 +26,13 @@ fn check(outcome: &Outcome, expected: [f64; 4]) {
 fn records_are_scored_as_sets() {
     let right = outcome("S82.201A, V18.4XXA", "V18.4XXA, S82.201A, S82.201A");
     check(&right, [1.0, 1.0, 1.0, 1.0]);
-    assert!(right.is_exact && right.is_compliant);
+    assert!(right.is_exact() && right.is_compliant);
     assert_eq!((right.n_expected, right.n_predicted, right.n_right, right.n_not_billable), (2, 2, 2, 0));
 
     // One of two right; the other in the right category; one more that is not billable.
     let part = outcome("S82.201A, V18.4XXA", "S82.201A,V18.5XXA ,S82.201");
     check(&part, [1.0 / 3.0, 0.5, 0.4, 1.0]);
-    assert!(!part.is_exact && !part.is_compliant);
+    assert!(!part.is_exact() && !part.is_compliant);
     assert_eq!((part.n_predicted, part.n_right, part.n_not_billable), (3, 1, 1));
 
     check(&outcome("I10", ""), [0.0; 4]);
@@ -49,6 +49,21 @@ fn only_canonical_codes_are_predictions() {
     }
     let found = outcome("I10", "Sure: here, I10, I10 and more,  \nR54");
     assert_eq!((found.n_predicted, found.n_right, found.is_compliant), (2, 1, false));
+}
+
+#[test]
+fn the_principal_is_the_first_code_whatever_follows() {
+    for (expected, output, is_right) in [
+        ("S82.201A, V18.4XXA", "S82.201A, I10", true),
+        ("S82.201A, V18.4XXA", "V18.4XXA, S82.201A", false),
+        ("I10", "well, I10, R54", true),
+        ("I10", "i10, I10", true),
+        ("I10", "nothing", false),
+        ("", "nothing", true),
+        ("", "I10", false),
+    ] {
+        assert_eq!(outcome(expected, output).is_principal_right, is_right, "{expected}: {output}");
+    }
 }
 
 #[test]
@@ -80,6 +95,8 @@ fn figures_are_means_over_records_and_pooled_where_said() {
     // 5 right; 1+2+1+3+2+1 = 10 expected; 1+3+4+1+1+0 = 10 predicted.
     close(figures.micro_f1, 10.0 / 20.0);
     close(figures.category_f1, (1.0 + 1.0 + 0.4 + 0.5 + 2.0 / 3.0 + 0.0) / 6.0);
+    // The third record has its first code right, the fourth only its last.
+    close(figures.principal_accuracy, 4.0 / 6.0);
     close(figures.format_compliance, 5.0 / 6.0);
     close(figures.hallucination_rate, 1.0 / 10.0);
     close(figures.over_coding_rate, 1.0 / 6.0);
@@ -112,6 +129,28 @@ fn a_report_has_every_figure_with_its_interval_overall_and_by_chapter() {
     assert_eq!(json["by_chapter"]["19"]["n"], 2);
     assert_eq!(json["by_chapter"]["9"]["format_compliance"], 0.5);
     assert_eq!(evaluate(&answers, &release, 1), report);
+    assert!(json.get("by_family").is_none() && json.get("calibration").is_none(), "{json}");
+}
+
+#[test]
+fn records_are_grouped_by_number_of_codes_and_by_family() {
+    let release = Release::builtin().unwrap();
+    let of_family = |family: &str, answer: Answer| Answer { family: family.into(), ..answer };
+    let answers = [
+        of_family("nurse/1", answer("S82.201A, V18.4XXA", "S82.201A, V18.4XXA")),
+        of_family("nurse/1", answer("I10, I10", "R54")),
+        of_family("nurse/2", answer("I10", "I10")),
+        answer("", "I10"),
+    ];
+    let report = evaluate(&answers, &release, 1);
+    let shares = |json: &serde_json::Value| -> Vec<(String, u64, f64)> {
+        let groups = json.as_object().unwrap().iter();
+        groups.map(|(k, g)| (k.clone(), g["n"].as_u64().unwrap(), g["exact_match"].as_f64().unwrap())).collect()
+    };
+    let json = serde_json::to_value(&report).unwrap();
+    assert_eq!(shares(&json["by_code_count"]), [("0".into(), 1, 0.0), ("1".into(), 2, 0.5), ("2".into(), 1, 1.0)]);
+    assert_eq!(shares(&json["by_family"]), [("nurse/1".into(), 2, 0.5), ("nurse/2".into(), 1, 1.0)]);
+    assert_eq!(shares(&json["by_chapter"]), [("9".into(), 2, 0.5), ("19".into(), 1, 1.0)]);
 }
 
 #[test]
@@ -126,5 +165,5 @@ fn the_table_says_which_targets_the_last_stage_meets() {
     assert!(row("hallucination rate").ends_with("< 1  MISSED"), "{table}");
     assert!(row("records").ends_with('2'), "{table}");
     assert!(table.lines().all(|line| line.len() < 100 && line == line.trim_end()), "{table}");
-    assert_eq!(table.lines().count(), 12);
+    assert_eq!(table.lines().count(), 13);
 }

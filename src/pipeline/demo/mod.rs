@@ -37,7 +37,7 @@ pub struct DemoRequest<'a> {
     pub device: Device,
 }
 
-/// Runs the demo, or what is left of it, and writes `report.json`.
+/// Runs the demo, or what is left of it, and writes `report.json` and `report.html`.
 ///
 /// # Errors
 /// When a step fails or a stop is requested; finished steps are kept.
@@ -75,7 +75,9 @@ fn run_steps(request: &DemoRequest<'_>, console: &Console, stop: &Stop) -> Resul
     }
     let merge = ledger.once("merge", || stage.merge())?;
     answers.push(("merged", stage.stored_answers("merged")?));
-    let report = report::make(&answers, merge, &release, &ledger, request.settings);
+    let evaluation = report::evaluation(&answers, &release, request.settings)?;
+    evaluation.write_html(&request.out.join("report.html"), &release)?;
+    let report = report::make(&evaluation, &answers, merge, &ledger);
     fsio::write_json(&request.out.join("report.json"), &report)?;
     Ok(report)
 }

@@ -8,7 +8,7 @@ use super::ledger::Ledger;
 use super::settings::DemoSettings;
 use super::steps::MergeCheck;
 use crate::codes::Release;
-use crate::eval::{Answer, Report, TARGETS, evaluate, stage_table};
+use crate::eval::{self, Answer, Evaluation, Report, Stage, TARGETS, stage_table};
 
 /// Answers shown.
 const N_SAMPLES: usize = 6;
@@ -33,15 +33,26 @@ pub struct Sample {
     pub output: String,
 }
 
+/// The stages side by side; the last, the merged model, is the result.
+pub(super) fn evaluation(
+    answers: &[(&str, Vec<Answer>)],
+    release: &Release,
+    settings: &DemoSettings,
+) -> Result<Evaluation, eval::Error> {
+    let mut stages: Vec<Stage> =
+        answers.iter().map(|(name, answers)| Stage::of_answers(*name, answers, release, settings.seed)).collect();
+    let result = stages.pop().unwrap_or_else(|| Stage::of_answers("merged", &[], release, settings.seed));
+    let last = answers.last().map_or(&[][..], |(_, answers)| answers);
+    Evaluation::new(result, last, stages, release, settings.seed)
+}
+
 pub(super) fn make(
+    evaluation: &Evaluation,
     answers: &[(&str, Vec<Answer>)],
     merge: MergeCheck,
-    release: &Release,
     ledger: &Ledger,
-    settings: &DemoSettings,
 ) -> DemoReport {
-    let stages =
-        answers.iter().map(|(name, answers)| ((*name).to_owned(), evaluate(answers, release, settings.seed))).collect();
+    let stages = evaluation.stages().map(|stage| (stage.name.clone(), stage.report.clone())).collect();
     let last = answers.last().map_or(&[][..], |(_, answers)| answers);
     let every = (last.len() / N_SAMPLES).max(1);
     DemoReport {

@@ -18,11 +18,12 @@ use crate::data::generate::template::TemplateSettings;
 use crate::data::preference::PairSettings;
 use crate::data::record::{ChatRecord, SYSTEM_PROMPT, Text};
 use crate::data::split::SplitSettings;
-use crate::eval::{Answer, answers};
+use crate::eval::{Answer, answers, read_answers};
 use crate::export::{Divergence, MergeRequest, Onto, divergence, merge};
 use crate::fsio;
 use crate::model::{self, Packed, Quantization, Qwen2, Segment};
 use crate::pipeline::Error;
+use crate::pipeline::confidence::confidences;
 use crate::pipeline::records::load_questions;
 use crate::pipeline::stage::{StageRequest, placement, run_stage};
 use crate::stop::Stop;
@@ -181,10 +182,11 @@ impl Steps<'_> {
         let progress = self.console.bar(&format!("testing {name}"), prompts.len() as u64);
         let outputs = answers(&mut model, tokenizer, &prompts, BATCH_SIZE, self.stop, |n| progress.advance(n))?;
         progress.finish();
+        let confidences = confidences(&mut model, tokenizer, &prompts, &outputs, self.stop, |_| ())?;
         let answered: Vec<Answer> = questions
             .into_iter()
-            .zip(outputs)
-            .map(|(question, output)| Answer { expected: question.expected, output })
+            .zip(outputs.into_iter().zip(confidences))
+            .map(|(question, (output, confidence))| question.answered(output, confidence))
             .collect();
         fsio::write_jsonl(&self.answers_file(name), &answered)?;
         Ok(answered)
@@ -196,7 +198,7 @@ impl Steps<'_> {
 
     /// The answers that a finished step stored.
     pub fn stored_answers(&self, name: &str) -> Result<Vec<Answer>, Error> {
-        Ok(fsio::read_jsonl(&self.answers_file(name))?)
+        Ok(read_answers(&self.answers_file(name))?)
     }
 
     /// Merges the last adapter, reloads the merged folder, and compares it with the adapter model.
