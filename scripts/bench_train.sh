@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Training speed and memory beside TRL, PEFT and bitsandbytes: the Qwen2.5-0.5B shape with random weights in NF4, rank 16 on
+# all seven projections, scenarios from `data build`, batches of 4 records (ORPO: 2), the same for both.
+#
+#   PYTHON=.venv/bin/python TOKENIZER=path/to/Qwen2.5-tokenizer ./scripts/bench_train.sh [WORK_DIR]
+#
+# PYTHON has tests/reference/requirements.txt installed. Runs alternate, so that other load meets both sides.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+work=${1:-bench-train}
+python=${PYTHON:?the interpreter of an environment with tests/reference/requirements.txt}
+tokenizer=${TOKENIZER:?a folder with the tokenizer.json and tokenizer_config.json of Qwen2.5}
+binary=${AXISMAPPER:-target/release/axismapper}
+steps=${STEPS:-4}
+export OMP_WAIT_POLICY=passive
+peer() { "$python" scripts/bench_train_peer.py "$@"; }
+
+[ -x "$binary" ] || cargo build --release
+mkdir -p "$work"
+printf 'generate: {n_records: 400}\n' >"$work/data.yaml"
+[ -f "$work/data/train.jsonl" ] || "$binary" --quiet data build --config "$work/data.yaml" --out-dir "$work/data"
+[ -f "$work/model/config.json" ] || peer model --tokenizer "$tokenizer" --out "$work/model"
+for run in ${RUNS:-sft-dora-0.05 sft-lora-0.05 sft-dora-0 sft-lora-0 orpo-dora-0 orpo-lora-0}; do
+    IFS=- read -r objective adapter dropout <<<"$run"
+    data=$work/data/train.jsonl batch=4
+    if [ "$objective" = orpo ]; then data=$work/data/orpo_train.jsonl batch=2; fi
+    same=(--model "$work/model" --data "$data" --objective "$objective" --adapter "$adapter" --dropout "$dropout"
+        --batch "$batch" --steps "$steps")
+    peer ours "${same[@]}" --binary "$binary" --out "$work/ours" 2>/dev/null | tail -1 | tee -a "$work/runs.jsonl"
+    [ -n "${OURS_ONLY:-}" ] || peer run "${same[@]}" --out "$work/peer" 2>/dev/null | tail -1 | tee -a "$work/runs.jsonl"
+done
+peer table "$work/runs.jsonl"
