@@ -102,8 +102,8 @@ impl Lora {
         let base = x.f_linear(weight, None::<&Tensor>)?;
         let dropped = match dropout {
             Some(mut rng) if self.dropout > 0.0 => {
-                let mask = rng.dropout_mask(&x.size(), self.dropout)?;
-                x.f_mul(&mask.f_to_device(x.device())?.f_to_kind(kind)?)?
+                let mask = rng.dropout_mask(&x.size(), self.dropout, kind)?;
+                x.f_mul(&mask.f_to_device(x.device())?)?
             }
             _ => return self.forward_from(base, x, bias, norm, kind),
         };

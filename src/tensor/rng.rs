@@ -3,6 +3,7 @@
 use rand::SeedableRng;
 use rand::rand_core::Rng as _;
 use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -54,16 +55,24 @@ impl Rng {
         Ok(Tensor::f_from_slice(&draws)?.f_reshape(shape)?)
     }
 
-    /// A dropout mask: an f32 CPU tensor whose elements are 0 with probability `p`, else `1 / (1 - p)`.
+    /// A dropout mask: a CPU tensor of type `kind` whose elements are 0 with probability `p`, to 1/65536, else
+    /// `1 / (1 - p)`.
     ///
     /// # Errors
     /// When the tensor cannot be allocated.
-    pub fn dropout_mask(&mut self, shape: &[i64], p: f64) -> Result<Tensor> {
-        let dropped_below = (p * f64::from(u32::MAX)) as u32;
+    pub fn dropout_mask(&mut self, shape: &[i64], p: f64, kind: Kind) -> Result<Tensor> {
+        let seed = self.next_u64();
+        let dropped_below = (p * f64::from(1u32 << 16)).round() as u64;
         let kept = (1.0 / (1.0 - p)) as f32;
-        let mask: Vec<f32> =
-            (0..numel(shape)).map(|_| if self.0.next_u32() < dropped_below { 0.0 } else { kept }).collect();
-        Ok(Tensor::f_from_slice(&mask)?.f_reshape(shape)?)
+        if kind == Kind::BFloat16 {
+            let mut mask = Tensor::f_empty(shape, (kind, Device::Cpu))?;
+            let choice = [half::bf16::ZERO, half::bf16::from_f32(kept)];
+            fill_mask(as_slice_mut(&mut mask)?, seed, dropped_below, choice);
+            return Ok(mask);
+        }
+        let mut mask = Tensor::f_empty(shape, (Kind::Float, Device::Cpu))?;
+        fill_mask(as_slice_mut(&mut mask)?, seed, dropped_below, [0.0, kept]);
+        Ok(mask.f_to_kind(kind)?)
     }
 
     /// An f32 CPU tensor drawn from a normal distribution with mean 0 (Box-Muller).
@@ -82,6 +91,25 @@ impl Rng {
         }
         Ok(tensor)
     }
+}
+
+/// Writes the first choice where 16 random bits are below a bound, else the second. Bits come from SplitMix64 (Steele, Lea
+/// and Flood, 2014) at a place that follows from the element's, so that the work can be shared out.
+fn fill_mask<T: Copy + Send + Sync>(mask: &mut [T], seed: u64, dropped_below: u64, choice: [T; 2]) {
+    const TASK: usize = 1 << 14;
+    const GAMMA: u64 = 0x9E37_79B9_7F4A_7C15;
+    mask.par_chunks_mut(TASK).enumerate().for_each(|(task, mask)| {
+        let mut state = seed.wrapping_add(((task * TASK / 4) as u64).wrapping_mul(GAMMA));
+        for four in mask.chunks_mut(4) {
+            state = state.wrapping_add(GAMMA);
+            let mut bits = (state ^ (state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            bits = (bits ^ (bits >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+            bits ^= bits >> 31;
+            for (place, out) in four.iter_mut().enumerate() {
+                *out = choice[usize::from((bits >> (16 * place)) & 0xFFFF >= dropped_below)];
+            }
+        }
+    });
 }
 
 fn numel(shape: &[i64]) -> usize {
@@ -110,12 +138,14 @@ mod tests {
 
     #[test]
     fn a_dropout_mask_drops_its_share_and_keeps_the_mean() {
-        let mask = Rng::named(8, "mask").dropout_mask(&[200, 300], 0.1).unwrap();
-        let share = 1.0 - mask.count_nonzero(None).double_value(&[]) / 60_000.0;
+        let mask = Rng::named(8, "mask").dropout_mask(&[200, 301], 0.1, Kind::Float).unwrap();
+        let share = 1.0 - mask.count_nonzero(None).double_value(&[]) / 60_200.0;
         let mean = mask.mean(tch::Kind::Float).double_value(&[]);
         // Five standard deviations of a share of 60,000 draws.
         assert!((share - 0.1).abs() < 0.0062 && (mean - 1.0).abs() < 0.007, "share {share}, mean {mean}");
         assert_eq!(mask.max().double_value(&[]), f64::from((1.0 / 0.9) as f32));
+        let narrow = Rng::named(8, "mask").dropout_mask(&[200, 301], 0.1, Kind::BFloat16).unwrap();
+        assert_eq!(narrow, mask.to_kind(Kind::BFloat16));
     }
 
     #[test]
