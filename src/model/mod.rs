@@ -2,12 +2,14 @@
 
 mod attention;
 mod block;
+mod block_backward;
 mod config;
 mod kv_cache;
 mod load;
 mod norm;
 mod packing;
 mod projection;
+mod projection_backward;
 mod qwen2;
 mod rope;
 mod save;
@@ -16,6 +18,7 @@ mod weights;
 mod write;
 
 pub use block::Block;
+pub use block_backward::{Keep, Kept};
 pub use config::Config;
 pub use kv_cache::KvCache;
 pub use load::{Quantization, add_adapter, attach_adapter, init, load, merge_in_place, new_adapter, quantize};

@@ -16,3 +16,16 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let normed = wide.f_mul(&mean.f_add_scalar(eps)?.f_rsqrt()?)?;
     Ok(normed.f_to_kind(kind)?.f_mul(weight)?)
 }
+
+/// The gradient of the input of [`rms_norm`] from that of its output, in the type of `x`, statistics in f32.
+///
+/// # Errors
+/// When memory is short.
+pub(super) fn rms_norm_backward(x: &Tensor, weight: &Tensor, eps: f64, grad: &Tensor) -> Result<Tensor> {
+    let wide = x.f_to_kind(Kind::Float)?;
+    let reciprocal = wide.f_square()?.f_mean_dim(-1i64, true, Kind::Float)?.f_add_scalar(eps)?.f_rsqrt()?;
+    let normed = wide.f_mul(&reciprocal)?;
+    let grad_normed = grad.f_mul(weight)?.f_to_kind(Kind::Float)?;
+    let along = grad_normed.f_mul(&normed)?.f_mean_dim(-1i64, true, Kind::Float)?;
+    Ok(grad_normed.f_sub(&normed.f_mul(&along)?)?.f_mul(&reciprocal)?.f_to_kind(x.f_kind()?)?)
+}

@@ -39,7 +39,7 @@ pub struct Adapter {
     /// Row sums of squares of the frozen weight `[out]`, for DoRA.
     weight_squared: Option<Tensor>,
     /// `||W + s B A||` `[out]` of the current parameters, until they change.
-    norm: Option<Tensor>,
+    pub(super) norm: Option<Tensor>,
 }
 
 /// Buffers into which NF4 weights are expanded, one for each layer of a block, shared by all blocks.
@@ -98,18 +98,26 @@ impl Projection {
         }
     }
 
+    /// Computes DoRA's norm where the parameters have changed since.
+    pub(super) fn refresh_norm(&mut self, weight: &Tensor) -> Result<()> {
+        if let Some(adapter) = &mut self.adapter
+            && let (None, Some(squared)) = (&adapter.norm, &adapter.weight_squared)
+        {
+            adapter.norm = Some(dora_norm(&adapter.lora, weight, squared)?);
+        }
+        Ok(())
+    }
+
     /// Applies the layer to `x` `[tokens, in]`, giving `[tokens, out]`. A seed turns the adapter's dropout on.
     ///
     /// # Errors
     /// When shapes do not fit or memory is short.
     pub fn forward(&mut self, x: &Tensor, dropout_seed: Option<u64>, workspace: &mut Workspace) -> Result<Tensor> {
         let weight = self.weight(x.f_kind()?, workspace)?;
-        let Some(adapter) = &mut self.adapter else {
+        self.refresh_norm(&weight)?;
+        let Some(adapter) = &self.adapter else {
             return Ok(x.f_linear(&weight, self.bias.as_ref())?);
         };
-        if let (None, Some(squared)) = (&adapter.norm, &adapter.weight_squared) {
-            adapter.norm = Some(dora_norm(&adapter.lora, &weight, squared)?);
-        }
         let dropout = dropout_seed.map(|seed| Rng::named(seed, self.name));
         Ok(adapter.lora.forward(x, &weight, self.bias.as_ref(), adapter.norm.as_ref(), dropout)?)
     }

@@ -4,6 +4,7 @@ use tch::{Kind, Tensor, no_grad};
 
 use super::attention::Context;
 use super::block::Block;
+use super::block_backward::{Kept, Pass};
 use super::kv_cache::KvCache;
 use super::norm::rms_norm;
 use super::packing::Packed;
@@ -83,6 +84,46 @@ impl Qwen2 {
         dropout_seed: Option<u64>,
     ) -> Result<Tensor> {
         self.visit(idx, x, rotation, &mut Context::Packed(packed), dropout_seed)
+    }
+
+    /// As [`Qwen2::run_block`] without gradient, keeping what [`Qwen2::block_backward`] can use.
+    ///
+    /// # Errors
+    /// When shapes do not fit or memory is short.
+    pub fn run_block_keeping(
+        &mut self,
+        idx: usize,
+        x: &Tensor,
+        rotation: &Rotation,
+        packed: &Packed,
+        dropout_seed: Option<u64>,
+    ) -> Result<(Tensor, Kept)> {
+        let pass = Pass { config: &self.config, rotation, packed, dropout_seed };
+        self.blocks[idx].forward_keeping(x, pass, &mut self.workspace)
+    }
+
+    /// The gradients of a block's input, where `wants_input` says so, and of its adapters' parameters in the order of
+    /// [`Qwen2::parameters`], from that of its output. What else the block has must be frozen
+    /// ([`Qwen2::trains_adapters_only`]).
+    ///
+    /// # Errors
+    /// When shapes do not fit or memory is short.
+    pub fn block_backward(
+        &mut self,
+        idx: usize,
+        kept: Kept,
+        grad_output: &Tensor,
+        wants_input: bool,
+        (rotation, packed): (&Rotation, &Packed),
+        dropout_seed: Option<u64>,
+    ) -> Result<(Option<Tensor>, Vec<Tensor>)> {
+        let pass = Pass { config: &self.config, rotation, packed, dropout_seed };
+        self.blocks[idx].backward(kept, grad_output, wants_input, pass, &mut self.workspace)
+    }
+
+    /// Whether no dense weight is trained.
+    pub fn trains_adapters_only(&self) -> bool {
+        self.dense_weights().iter().all(|(_, tensor)| !tensor.requires_grad())
     }
 
     fn visit(

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::config::NllOn;
 use crate::model::Segment;
 use crate::text::Tokens;
 
@@ -30,7 +31,7 @@ pub struct PreferenceTokens {
 /// The places of one preference record's targets in [`Batch::targets`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct PreferenceSpans {
-    /// The prompt's tokens after its first.
+    /// The prompt's tokens after its first; empty when the likelihood counts the answer only.
     pub prompt: Range<usize>,
     pub chosen: Range<usize>,
     pub rejected: Range<usize>,
@@ -64,16 +65,21 @@ pub fn pack_records<'a>(records: impl IntoIterator<Item = &'a Tokens>) -> Batch 
     batch
 }
 
-/// Packs preference records: the prompt once, both answers after it as branches. Everything but the first token of a
-/// prompt is scored.
-pub fn pack_preferences<'a>(records: impl IntoIterator<Item = &'a PreferenceTokens>) -> (Batch, Vec<PreferenceSpans>) {
+/// Packs preference records: the prompt once, both answers after it as branches. The answers are scored, and, where the
+/// likelihood counts it, the prompt but for its first token.
+pub fn pack_preferences<'a>(
+    records: impl IntoIterator<Item = &'a PreferenceTokens>,
+    nll_on: NllOn,
+) -> (Batch, Vec<PreferenceSpans>) {
     let mut batch = Batch::default();
     let mut spans = Vec::new();
     for record in records {
         let start = batch.append(&record.prompt);
         let first_target = batch.targets.len();
-        for (idx, &id) in record.prompt.iter().enumerate().skip(1) {
-            batch.score(start + idx - 1, id);
+        if nll_on == NllOn::All {
+            for (idx, &id) in record.prompt.iter().enumerate().skip(1) {
+                batch.score(start + idx - 1, id);
+            }
         }
         let last_of_prompt = start + record.prompt.len() - 1;
         let answer = |batch: &mut Batch, ids: &[u32]| {
@@ -112,10 +118,14 @@ mod tests {
     #[test]
     fn both_answers_start_from_the_last_token_of_the_prompt() {
         let record = PreferenceTokens { prompt: vec![1, 2], chosen: vec![3, 4], rejected: vec![5] };
-        let (batch, spans) = pack_preferences([&record, &record]);
+        let (batch, spans) = pack_preferences([&record, &record], NllOn::All);
         assert_eq!(batch.ids, [1, 2, 3, 4, 5, 1, 2, 3, 4, 5]);
         assert_eq!(batch.rows, [0, 1, 2, 1, 5, 6, 7, 6]);
         assert_eq!(batch.targets, [2, 3, 4, 5, 2, 3, 4, 5]);
         assert_eq!(spans[1], PreferenceSpans { prompt: 4..5, chosen: 5..7, rejected: 7..8 });
+
+        let (batch, spans) = pack_preferences([&record], NllOn::Completion);
+        assert_eq!((batch.rows, batch.targets), (vec![1, 2, 1], vec![3, 4, 5]));
+        assert_eq!(spans[0], PreferenceSpans { prompt: 0..0, chosen: 0..2, rejected: 2..3 });
     }
 }

@@ -47,42 +47,61 @@ pub fn score(model: &Qwen2, hidden: &Tensor, targets: &Tensor) -> Result<Tensor>
     })
 }
 
-/// As [`score`], with the gradient of `-sum(weights * logps)`; `weights` is `[rows]` f32.
+/// As [`score`], with the gradient of `-sum(weights * logps)` for weights that follow from the log-probabilities, in one
+/// pass over a frozen head: a row's gradient is its weight times that of its own `-logp`.
 ///
 /// # Errors
 /// When memory is short.
-pub fn score_with_gradient(
+pub fn score_and_weigh(
     model: &Qwen2,
     hidden: &Tensor,
     targets: &Tensor,
-    weights: &Tensor,
-    trains_head: bool,
+    weigh: impl FnOnce(&Tensor) -> Result<Tensor>,
 ) -> Result<Scored> {
     no_grad(|| {
-        let head = model.head_weight();
-        let mut logps = Vec::new();
-        let mut grads = Vec::new();
-        let mut grad_weight =
-            if trains_head { Some(Tensor::f_zeros(head.size(), (Kind::Float, head.device()))?) } else { None };
-        for (start, len) in chunks(hidden.size()[0]) {
-            let rows = hidden.f_narrow(0, start, len)?;
-            let mut logits = logits(model, &rows)?;
-            let targets = targets.f_narrow(0, start, len)?.f_unsqueeze(1)?;
-            let weights = weights.f_narrow(0, start, len)?.f_unsqueeze(1)?;
-            let normalizer = logits.f_logsumexp(1i64, true)?;
-            logps.push(logits.f_gather(1, &targets, false)?.f_sub(&normalizer)?.f_squeeze_dim(1)?);
-            // d(-w logp)/dlogits = w (softmax - onehot)
-            let mut gradient = logits.f_subtract_(&normalizer)?.f_exp_()?;
-            let mut gradient = gradient.f_mul_(&weights)?;
-            let gradient = gradient.f_scatter_add_(1, &targets, &weights.f_neg()?)?.f_to_kind(rows.f_kind()?)?;
-            grads.push(gradient.f_matmul(head)?);
-            if let Some(total) = &mut grad_weight {
-                let _ = total.f_add_(&gradient.f_transpose(0, 1)?.f_matmul(&rows)?.f_to_kind(Kind::Float)?)?;
-            }
-        }
-        let grad_hidden = if grads.is_empty() { hidden.f_zeros_like()? } else { Tensor::f_cat(&grads, 0)? };
-        Ok(Scored { logps: join(logps, hidden)?, grad_hidden, grad_weight })
+        let scored = score_rows(model, hidden, targets, None)?;
+        let weights = weigh(&scored.logps)?.f_unsqueeze(1)?;
+        let grad_hidden = scored.grad_hidden.f_to_kind(Kind::Float)?.f_mul_(&weights)?.f_to_kind(hidden.f_kind()?)?;
+        Ok(Scored { grad_hidden, ..scored })
     })
+}
+
+/// As [`score`], with the gradients of `-sum(weights * logps)` by the hidden states and the head; `weights` is `[rows]`
+/// f32.
+///
+/// # Errors
+/// When memory is short.
+pub fn score_with_gradient(model: &Qwen2, hidden: &Tensor, targets: &Tensor, weights: &Tensor) -> Result<Scored> {
+    no_grad(|| score_rows(model, hidden, targets, Some(weights)))
+}
+
+/// With weights the head has a gradient too; without, it has none, and every row counts 1.
+fn score_rows(model: &Qwen2, hidden: &Tensor, targets: &Tensor, weights: Option<&Tensor>) -> Result<Scored> {
+    let head = model.head_weight();
+    let mut logps = Vec::new();
+    let mut grads = Vec::new();
+    let zeros = || Tensor::f_zeros(head.size(), (Kind::Float, head.device()));
+    let mut grad_weight = weights.map(|_| zeros()).transpose()?;
+    for (start, len) in chunks(hidden.size()[0]) {
+        let rows = hidden.f_narrow(0, start, len)?;
+        let mut logits = logits(model, &rows)?;
+        let targets = targets.f_narrow(0, start, len)?.f_unsqueeze(1)?;
+        let weights = match weights {
+            Some(weights) => weights.f_narrow(0, start, len)?.f_unsqueeze(1)?,
+            None => Tensor::f_ones([len, 1], (Kind::Float, hidden.device()))?,
+        };
+        let normalizer = logits.f_logsumexp(1i64, true)?;
+        logps.push(logits.f_gather(1, &targets, false)?.f_sub(&normalizer)?.f_squeeze_dim(1)?);
+        // d(-w logp)/dlogits = w (softmax - onehot)
+        let mut gradient = logits.f_subtract_(&normalizer)?.f_exp_()?.f_mul_(&weights)?;
+        let gradient = gradient.f_scatter_add_(1, &targets, &weights.f_neg()?)?.f_to_kind(rows.f_kind()?)?;
+        grads.push(gradient.f_matmul(head)?);
+        if let Some(total) = &mut grad_weight {
+            let _ = total.f_add_(&gradient.f_transpose(0, 1)?.f_matmul(&rows)?.f_to_kind(Kind::Float)?)?;
+        }
+    }
+    let grad_hidden = if grads.is_empty() { hidden.f_zeros_like()? } else { Tensor::f_cat(&grads, 0)? };
+    Ok(Scored { logps: join(logps, hidden)?, grad_hidden, grad_weight })
 }
 
 fn join(parts: Vec<Tensor>, like: &Tensor) -> Result<Tensor> {

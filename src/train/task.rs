@@ -123,7 +123,7 @@ pub(super) fn accumulate(
                 if stop.is_requested() {
                     return Ok(Accumulated::Stopped);
                 }
-                let (batch, spans) = pack_preferences(records.iter().map(|&idx| &train[idx]));
+                let (batch, spans) = pack_preferences(records.iter().map(|&idx| &train[idx]), *nll_on);
                 let weigh = |logps: &[f32]| {
                     let (_, weights) = orpo::loss(logps, &spans, *beta, *nll_on);
                     weights.into_iter().map(|weight| weight * share as f32).collect()
@@ -205,7 +205,7 @@ pub(super) fn evaluate(
                 if stop.is_requested() {
                     return Ok(None);
                 }
-                let (batch, spans) = pack_preferences(records);
+                let (batch, spans) = pack_preferences(records, *nll_on);
                 let share = records.len() as f64 / validation.len() as f64;
                 mean.add(&log_probabilities(model, &batch)?, &spans, *beta, *nll_on, share);
             }

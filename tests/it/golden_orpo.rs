@@ -51,7 +51,7 @@ fn check(nll_on: NllOn, name: &str, n_batches: usize) {
                 rejected: rejected.clone(),
             })
             .collect();
-        let (batch, spans) = pack_preferences(&records);
+        let (batch, spans) = pack_preferences(&records, nll_on);
         let weigh = |logps: &[f32]| {
             let share = if idx < n_batches { 1.0 / n_batches as f32 } else { 0.0 };
             orpo::loss(logps, &spans, expected.beta, nll_on).1.into_iter().map(|weight| share * weight).collect()
@@ -94,7 +94,8 @@ fn the_odds_ratio_keeps_its_digits_near_certainty() {
         d_rejected: Vec<f64>,
     }
     let table: Columns = golden::figures("orpo/odds_ratio.json");
-    let (_, spans) = pack_preferences([&PreferenceTokens { prompt: vec![0], chosen: vec![0], rejected: vec![0] }]);
+    let record = PreferenceTokens { prompt: vec![0], chosen: vec![0], rejected: vec![0] };
+    let (_, spans) = pack_preferences([&record], NllOn::Completion);
     for (row, &log_odds) in table.log_odds.iter().enumerate() {
         let (chosen, rejected) = (table.chosen[row], table.rejected[row]);
         let name = format!("log-probabilities {chosen:e} and {rejected:e}");

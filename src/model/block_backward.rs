@@ -1,0 +1,240 @@
+//! A block's forward pass that keeps what its backward pass needs, and that backward pass, written out by hand.
+//!
+//! Only the gradients of the block's input and of its adapters are computed: frozen weights have none. Projections and
+//! the MLP are differentiated here; attention's core, which is small, is left to autograd. The graph of the whole block,
+//! [`Block::forward`], is the oracle of the tests.
+
+use tch::{Tensor, no_grad, with_grad};
+
+use super::attention::{Context, attend};
+use super::block::Block;
+use super::norm::{rms_norm, rms_norm_backward};
+use super::packing::Packed;
+use super::projection::Workspace;
+use super::projection_backward::Part;
+use super::rope::Rotation;
+use super::{Config, Result};
+
+// Indices into `Block::projections`.
+const Q: usize = 0;
+const K: usize = 1;
+const V: usize = 2;
+const O: usize = 3;
+const GATE: usize = 4;
+const UP: usize = 5;
+const DOWN: usize = 6;
+
+/// How much of a block's forward pass is kept for its backward pass. What is not kept is computed again, with the same
+/// result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Keep {
+    /// The block's input.
+    Input,
+    /// Also the input of the MLP, and what DoRA needs of the two projections back to the hidden size: neither of them is
+    /// then computed again.
+    Ends,
+    /// All projections: only elementwise work and attention's core are computed again.
+    All,
+}
+
+/// What is kept of a block's forward pass.
+#[derive(Debug)]
+pub struct Kept {
+    /// `[tokens, hidden]`.
+    input: Tensor,
+    /// After attention was added, `[tokens, hidden]`.
+    middle: Option<Tensor>,
+    parts: [Option<Part>; 7],
+}
+
+/// What all blocks of a pass share.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pass<'a> {
+    pub config: &'a Config,
+    pub rotation: &'a Rotation,
+    pub packed: &'a Packed,
+    /// Turns dropout on; the same seed drops the same elements.
+    pub dropout_seed: Option<u64>,
+}
+
+/// The MLP up to its last projection.
+struct Mlp {
+    normed: Tensor,
+    gate: Tensor,
+    /// `silu(gate)`.
+    gated: Tensor,
+    up: Tensor,
+    /// `silu(gate) * up`.
+    inner: Tensor,
+}
+
+impl Kept {
+    fn input(x: &Tensor) -> Self {
+        Self { input: x.shallow_clone(), middle: None, parts: [const { None }; 7] }
+    }
+
+    /// Forgets what is not to be kept.
+    pub fn reduced(mut self, keep: Keep) -> Self {
+        if keep == Keep::Input {
+            self.middle = None;
+        }
+        for (idx, part) in self.parts.iter_mut().enumerate() {
+            if keep == Keep::Input || (keep == Keep::Ends && !is_end(idx)) {
+                *part = None;
+            }
+        }
+        self
+    }
+
+    /// The memory that it takes, and would take when reduced to `keep`, which is not [`Keep::Input`].
+    pub fn size_bytes(&self, keep: Keep) -> usize {
+        let size = |tensor: &Tensor| tensor.numel() * tensor.kind().elt_size_in_bytes();
+        let is_kept = |idx: usize| keep == Keep::All || is_end(idx);
+        let parts = self.parts.iter().enumerate().filter(|(idx, _)| is_kept(*idx));
+        let parts: usize = parts.filter_map(|(_, part)| part.as_ref()).map(Part::size_bytes).sum();
+        size(&self.input) + self.middle.as_ref().map_or(0, size) + parts
+    }
+}
+
+/// Whether a projection leads back to the hidden size.
+fn is_end(idx: usize) -> bool {
+    idx == O || idx == DOWN
+}
+
+impl Block {
+    /// Applies the block to `x` `[tokens, hidden]` without gradient, keeping everything that [`Kept`] can hold.
+    pub(super) fn forward_keeping(
+        &mut self,
+        x: &Tensor,
+        pass: Pass<'_>,
+        workspace: &mut Workspace,
+    ) -> Result<(Tensor, Kept)> {
+        no_grad(|| {
+            let mut kept = Kept::input(x);
+            let (_, [q, k, v]) = self.heads(&mut kept, pass, workspace)?;
+            let attended = self.attend(&[q, k, v], pass)?;
+            let middle = x.f_add(&self.part(&mut kept, O, &attended, pass, workspace)?)?;
+            drop(attended);
+            let Mlp { inner, .. } = self.mlp(&mut kept, &middle, pass, workspace)?;
+            let output = middle.f_add(&self.part(&mut kept, DOWN, &inner, pass, workspace)?)?;
+            kept.middle = Some(middle);
+            // They have been added to the stream.
+            kept.parts.iter_mut().enumerate().filter(|(idx, _)| is_end(*idx)).for_each(|(_, part)| {
+                if let Some(part) = part {
+                    part.forget_output();
+                }
+            });
+            Ok((output, kept))
+        })
+    }
+
+    /// The gradients of the block's input, when it is wanted, and of its adapters' parameters, in the order of
+    /// [`super::Qwen2::parameters`], from that of its output.
+    pub(super) fn backward(
+        &mut self,
+        mut kept: Kept,
+        grad_output: &Tensor,
+        wants_input: bool,
+        pass: Pass<'_>,
+        workspace: &mut Workspace,
+    ) -> Result<(Option<Tensor>, Vec<Tensor>)> {
+        no_grad(|| {
+            let (eps, seed) = (pass.config.rms_norm_eps, pass.dropout_seed);
+            let (normed, heads) = self.heads(&mut kept, pass, workspace)?;
+            let leaves = heads
+                .iter()
+                .map(|x| x.f_detach()?.f_set_requires_grad(true))
+                .collect::<std::result::Result<Vec<_>, _>>()?;
+            let graph = with_grad(|| self.attend(&leaves, pass))?;
+            let attended = graph.f_detach()?;
+            let middle = match kept.middle.take() {
+                Some(middle) => middle,
+                None => self.part(&mut kept, O, &attended, pass, workspace)?.f_add(&kept.input)?,
+            };
+            let mlp = self.mlp(&mut kept, &middle, pass, workspace)?;
+
+            let mut gradients = [const { Vec::new() }; 7];
+            let mut parts = kept.parts;
+            let mut pull = |projections: &mut [_; 7], idx: usize, x: &Tensor, dy: &Tensor, dx| -> Result<Tensor> {
+                let projection: &mut super::Projection = &mut projections[idx];
+                let (dx, own) = projection.backward(x, dy, parts[idx].take(), dx, seed, workspace)?;
+                gradients[idx] = own;
+                Ok(dx)
+            };
+            let Mlp { normed: normed_middle, gate, mut gated, mut up, inner } = mlp;
+            let grad_inner = pull(&mut self.projections, DOWN, &inner, grad_output, None)?;
+            drop(inner);
+            let grad_up = gated.f_mul_(&grad_inner)?;
+            let grad_gate = gate.f_silu_backward(&up.f_mul_(&grad_inner)?)?;
+            drop((grad_inner, gate, gated, up));
+            let grad_normed = pull(&mut self.projections, GATE, &normed_middle, &grad_gate, None)?;
+            drop(grad_gate);
+            let grad_normed = pull(&mut self.projections, UP, &normed_middle, &grad_up, Some(grad_normed))?;
+            drop((grad_up, normed_middle));
+            let through = rms_norm_backward(&middle, &self.post_attention_layernorm, eps, &grad_normed)?;
+            let grad_middle = grad_output.f_add(&through)?;
+
+            let grad_attended = pull(&mut self.projections, O, &attended, &grad_middle, None)?;
+            let product = with_grad(|| graph.f_mul(&grad_attended)?.f_sum(graph.f_kind()?))?;
+            let heads = Tensor::f_run_backward(&[product], &leaves, false, false)?;
+            drop((graph, attended, leaves));
+            let mut grad_normed = None;
+            for (idx, grad) in [Q, K, V].into_iter().zip(&heads) {
+                grad_normed = Some(pull(&mut self.projections, idx, &normed, grad, grad_normed)?);
+            }
+            let grad_input = match grad_normed.filter(|_| wants_input) {
+                Some(grad) => {
+                    Some(grad_middle.f_add(&rms_norm_backward(&kept.input, &self.input_layernorm, eps, &grad)?)?)
+                }
+                None => None,
+            };
+            Ok((grad_input, gradients.into_iter().flatten().collect()))
+        })
+    }
+
+    /// The output of a projection, from what was kept or computed and then kept.
+    fn part(
+        &mut self,
+        kept: &mut Kept,
+        idx: usize,
+        x: &Tensor,
+        pass: Pass<'_>,
+        workspace: &mut Workspace,
+    ) -> Result<Tensor> {
+        let projection = &mut self.projections[idx];
+        let part = match kept.parts[idx].take() {
+            Some(part) => part,
+            None => projection.forward_keeping(x, pass.dropout_seed, workspace)?,
+        };
+        let output = projection.output_of(&part)?;
+        kept.parts[idx] = Some(part);
+        Ok(output)
+    }
+
+    /// The normed input, and queries, keys and values before rotation, `[tokens, heads * head_dim]`.
+    fn heads(&mut self, kept: &mut Kept, pass: Pass<'_>, workspace: &mut Workspace) -> Result<(Tensor, [Tensor; 3])> {
+        let normed = rms_norm(&kept.input, &self.input_layernorm, pass.config.rms_norm_eps)?;
+        let q = self.part(kept, Q, &normed, pass, workspace)?;
+        let k = self.part(kept, K, &normed, pass, workspace)?;
+        let v = self.part(kept, V, &normed, pass, workspace)?;
+        Ok((normed, [q, k, v]))
+    }
+
+    /// Rotates queries and keys and attends: `[tokens, heads * head_dim]`.
+    fn attend(&self, heads: &[Tensor], pass: Pass<'_>) -> Result<Tensor> {
+        let Config { num_attention_heads, num_key_value_heads, head_dim, .. } = *pass.config;
+        let split = |x: &Tensor, n_heads: i64| x.f_view([x.size()[0], n_heads, head_dim]);
+        let q = pass.rotation.apply(&split(&heads[Q], num_attention_heads)?)?;
+        let k = pass.rotation.apply(&split(&heads[K], num_key_value_heads)?)?;
+        attend(&mut Context::Packed(pass.packed), &q, &k, &split(&heads[V], num_key_value_heads)?)
+    }
+
+    fn mlp(&mut self, kept: &mut Kept, middle: &Tensor, pass: Pass<'_>, workspace: &mut Workspace) -> Result<Mlp> {
+        let normed = rms_norm(middle, &self.post_attention_layernorm, pass.config.rms_norm_eps)?;
+        let gate = self.part(kept, GATE, &normed, pass, workspace)?;
+        let up = self.part(kept, UP, &normed, pass, workspace)?;
+        let gated = gate.f_silu()?;
+        let inner = gated.f_mul(&up)?;
+        Ok(Mlp { normed, gate, gated, up, inner })
+    }
+}
