@@ -248,6 +248,7 @@ impl Run<'_> {
                 return Err(self.diverged(what, value, micro_batches[micro_batch]));
             }
         };
+        let n_records = micro_batches.iter().map(|records| records.len() as u64).sum();
         let grad_norm = self.gradients.norm()?;
         if !loss.is_finite() || !grad_norm.is_finite() {
             let (what, value) = if loss.is_finite() { ("gradient norm", grad_norm) } else { ("loss", loss) };
@@ -265,7 +266,7 @@ impl Run<'_> {
 
         self.state.global_step += 1;
         self.state.n_tokens += n_tokens;
-        self.state.window.add(loss, figures, n_tokens);
+        self.state.window.add(loss, figures, n_records, n_tokens);
         self.progress.advance(1);
         let done = self.state.global_step;
         if done == self.length.steps || done.is_multiple_of(training.logging_steps.max(1)) {
@@ -288,6 +289,7 @@ impl Run<'_> {
         values.insert("grad_norm".into(), json!(grad_norm));
         values.insert("learning_rate".into(), json!(learning_rate));
         values.insert("tokens_per_second".into(), json!(rate));
+        values.insert("samples_per_second".into(), json!(window.samples_per_second()));
         values.insert("skipped_records".into(), json!(self.plan.source.n_skipped));
         values.extend(window.means());
         self.state.window.resume();

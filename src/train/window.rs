@@ -14,6 +14,7 @@ pub struct Window {
     figures: Named,
     loss: f64,
     n_steps: u64,
+    n_records: u64,
     n_tokens: u64,
     seconds: f64,
     /// When the part of this process began.
@@ -33,9 +34,10 @@ impl Window {
     }
 
     /// Adds an optimizer step.
-    pub fn add(&mut self, loss: f64, figures: Named, n_tokens: u64) {
+    pub fn add(&mut self, loss: f64, figures: Named, n_records: u64, n_tokens: u64) {
         self.loss += loss;
         self.n_steps += 1;
+        self.n_records += n_records;
         self.n_tokens += n_tokens;
         if self.figures.is_empty() {
             self.figures = figures;
@@ -52,6 +54,11 @@ impl Window {
     /// Tokens a second, prompts included.
     pub fn tokens_per_second(&self) -> f64 {
         self.n_tokens as f64 / self.seconds.max(1e-9)
+    }
+
+    /// Records a second.
+    pub fn samples_per_second(&self) -> f64 {
+        self.n_records as f64 / self.seconds.max(1e-9)
     }
 
     /// The other figures' means, under the names that they were given with.
