@@ -4,7 +4,8 @@
     bench_train_peer.py run --model DIR --data FILE --objective sft|orpo --adapter lora|dora --steps N ...
     bench_train_peer.py table FILE...                           what the runs wrote, side by side
 
-A run prints one JSON object: seconds a step without the first one, records, tokens, peak memory of the process.
+A run prints one JSON object: wall and processor seconds a step without the first one, tokens, peak memory of the process.
+Processor seconds compare fairly on a machine that others use too.
 """
 
 import argparse
@@ -94,14 +95,11 @@ def run(args) -> None:
         "max_length": 512,
         "dataloader_pin_memory": False,
     }
-    ends: list[float] = []
+    ends: list[tuple[float, float]] = []
 
     class Clock(TrainerCallback):
-        def on_train_begin(self, *_, **__):
-            ends.append(time.perf_counter())
-
         def on_step_end(self, *_, **__):
-            ends.append(time.perf_counter())
+            ends.append((time.perf_counter(), time.process_time()))
 
     if args.objective == "sft":
         from trl import SFTConfig, SFTTrainer
@@ -131,7 +129,7 @@ def run(args) -> None:
     trainer._get_train_sampler = lambda *_: torch.utils.data.SequentialSampler(trainer.train_dataset)
     trainer.add_callback(Clock())
     trainer.train()
-    steps = [b - a for a, b in zip(ends, ends[1:])]
+    wall, cpu = ([b - a for a, b in zip(column, column[1:])] for column in zip(*ends))
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     print(
         json.dumps(
@@ -142,7 +140,8 @@ def run(args) -> None:
                 "dropout": args.dropout,
                 "batch": args.batch,
                 "steps": args.steps,
-                "seconds_a_step": statistics.median(steps[1:]),
+                "seconds_a_step": statistics.median(wall),
+                "cpu_seconds_a_step": statistics.mean(cpu),
                 "tokens_a_step": tokens / args.steps,
                 "first_loss": losses[0],
                 "last_loss": losses[-1],
@@ -153,7 +152,7 @@ def run(args) -> None:
 
 
 def ours(args) -> None:
-    """Runs `axismapper train` and reads its log. Peak memory is that of the child."""
+    """Runs `axismapper train`, once for one step and once for all: the difference is that of the other steps."""
     import subprocess
 
     is_orpo = args.objective == "orpo"
@@ -185,7 +184,14 @@ def ours(args) -> None:
     config = args.out / "stage.yaml"
     config.write_text(json.dumps(stage))
     command = [args.binary, "--quiet", "train", "--config", str(config), "--out", str(args.out / "out"), "--device", "cpu"]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": str(args.threads)})
+    used = []
+    for more in [["--set", "training.max_steps=1"], []]:
+        shutil.rmtree(args.out / "out", ignore_errors=True)
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        threads = {"OMP_NUM_THREADS": str(args.threads), "RAYON_NUM_THREADS": str(args.threads)}
+        subprocess.run(command + more, check=True, stdout=subprocess.DEVNULL, env=os.environ | threads)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        used.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     log = [json.loads(line) for line in (args.out / "out/stage/metrics.jsonl").read_text().splitlines()]
     seconds = [args.batch / row["samples_per_second"] for row in log]
     tokens = [second * row["tokens_per_second"] for second, row in zip(seconds, log)]
@@ -199,6 +205,7 @@ def ours(args) -> None:
                 "batch": args.batch,
                 "steps": args.steps,
                 "seconds_a_step": statistics.median(seconds[1:]),
+                "cpu_seconds_a_step": (used[1] - used[0]) / (args.steps - 1),
                 "tokens_a_step": sum(tokens) / len(tokens),
                 "first_loss": log[0]["loss"],
                 "last_loss": log[-1]["loss"],
@@ -210,17 +217,19 @@ def ours(args) -> None:
 
 def table(args) -> None:
     runs = [json.loads(line) for path in args.files for line in path.read_text().splitlines() if line.startswith("{")]
-    print("| objective | adapter | dropout | examples/s peer | ours | ratio | peak GB peer | ours | share |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    keys = ["objective", "adapter", "dropout"]
+    print("| objective | adapter | dropout | processor s/record peer | ours | ratio | wall ratio | peak GB peer | ours | share |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for mine in (run for run in runs if run["who"] == "ours"):
-        same = [run for run in runs if run["who"] == "peer" and all(run[k] == mine[k] for k in ["objective", "adapter", "dropout"])]
+        same = [run for run in runs if run["who"] == "peer" and all(run[key] == mine[key] for key in keys)]
         if not same:
             continue
         peer = same[-1]
-        rate = {run["who"]: run["batch"] / run["seconds_a_step"] for run in (peer, mine)}
+        cpu = [run["cpu_seconds_a_step"] / run["batch"] for run in (peer, mine)]
+        wall = [run["seconds_a_step"] / run["batch"] for run in (peer, mine)]
         print(
-            f"| {mine['objective']} | {mine['adapter']} | {mine['dropout']} | {rate['peer']:.2f} | {rate['ours']:.2f} "
-            f"| {rate['ours'] / rate['peer']:.1f} | {peer['peak_gb']:.2f} | {mine['peak_gb']:.2f} "
+            f"| {mine['objective']} | {mine['adapter']} | {mine['dropout']} | {cpu[0]:.2f} | {cpu[1]:.2f} "
+            f"| {cpu[0] / cpu[1]:.1f} | {wall[0] / wall[1]:.1f} | {peer['peak_gb']:.2f} | {mine['peak_gb']:.2f} "
             f"| 1/{peer['peak_gb'] / mine['peak_gb']:.1f} |"
         )
 
