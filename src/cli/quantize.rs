@@ -12,6 +12,7 @@ use super::model::Dtype;
 use super::{write_json, write_line};
 use crate::diag::Failure;
 use crate::export::copy_beside_weights;
+use crate::fsio;
 use crate::model::{Config, WriteRequest, count_weights, estimate_bytes, quantize_folder};
 use crate::stop::Stop;
 use crate::track::Console;
@@ -64,6 +65,11 @@ pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> 
     let written = quantize_folder(&base, &request, stop, |n| progress.advance(n))?;
     progress.finish();
     copy_beside_weights(&base, &args.out)?;
+    let generation = base.join("generation_config.json");
+    if generation.exists() {
+        let copied = std::fs::copy(&generation, args.out.join("generation_config.json"));
+        copied.map_err(fsio::Error::io("copy", &generation))?;
+    }
     if args.json {
         let figures = json!({"n_weights": total, "size_bytes": written.size_bytes, "files": written.files});
         return write_json(out, &figures);
