@@ -9,8 +9,9 @@ use crate::adapter::{Lora, dora_norm, row_norms_squared};
 use crate::quant::Nf4;
 use crate::tensor::Rng;
 
-/// The most rows for which multiplying an NF4 weight as it is beats expanding it first (measured: docs/benchmarks.md).
-const MAX_FUSED_ROWS: i64 = 16;
+/// The most rows that an NF4 weight is multiplied by as it is. A pass over the weight takes four rows and costs less than twice
+/// its expansion, which a dense product only follows; from three passes on the dense product is the cheaper one.
+const MAX_FUSED_ROWS: i64 = 8;
 
 /// The weight of a linear layer, `[out, in]`.
 #[derive(Debug)]

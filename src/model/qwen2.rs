@@ -12,7 +12,11 @@ use super::projection::Workspace;
 use super::rope::{Rope, Rotation};
 use super::slots::Slots;
 use super::{Config, Result};
+use crate::quant::{can_multiply_dense, multiply_dense};
 use crate::tensor::Placement;
+
+/// The most rows of logits for which reading the head's matrix once is what costs, so that our own loop is as good as any.
+const MAX_MULTIPLIED_ROWS: i64 = 2;
 
 /// A Qwen2 model on one device. One thread owns it.
 #[derive(Debug)]
@@ -167,7 +171,11 @@ impl Qwen2 {
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
         no_grad(|| {
             let normed = self.final_norm(hidden)?;
-            Ok(normed.f_linear(self.head_weight(), None::<&Tensor>)?.f_to_kind(Kind::Float)?)
+            let head = self.head_weight();
+            if hidden.size()[0] <= MAX_MULTIPLIED_ROWS && can_multiply_dense(head) {
+                return Ok(multiply_dense(head, &normed)?);
+            }
+            Ok(normed.f_linear(head, None::<&Tensor>)?.f_to_kind(Kind::Float)?)
         })
     }
 

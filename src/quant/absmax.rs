@@ -82,8 +82,16 @@ impl Scales<'_> {
         match *self {
             Self::Single(absmax) => out.copy_from_slice(&absmax[first..][..out.len()]),
             Self::Double { codes, code, nested_absmax, offset } => {
-                for (idx, (out, &c)) in out.iter_mut().zip(&codes[first..]).enumerate() {
-                    *out = code[c as usize] * nested_absmax[(first + idx) / NESTED_BLOCK] + offset;
+                let (mut out, mut first) = (out, first);
+                while !out.is_empty() {
+                    // As far as one second-level scale reaches.
+                    let n = out.len().min(NESTED_BLOCK - first % NESTED_BLOCK);
+                    let scale = nested_absmax[first / NESTED_BLOCK];
+                    let (part, rest) = out.split_at_mut(n);
+                    for (out, &c) in part.iter_mut().zip(&codes[first..][..n]) {
+                        *out = code[c as usize] * scale + offset;
+                    }
+                    (out, first) = (rest, first + n);
                 }
             }
         }

@@ -4,6 +4,7 @@ mod absmax;
 mod blockwise;
 mod bnb;
 mod codebook;
+mod dense;
 mod kernels;
 mod nf4;
 
@@ -11,6 +12,7 @@ pub use absmax::{Absmax, DoubleQuantized};
 pub use blockwise::DynamicCode;
 pub use bnb::{QUANT_STATE, is_stored, load, quantization_config, refuse_other_schemes, stored_tensors};
 pub use codebook::{NF4_CODE, dynamic_code};
+pub use dense::{can_multiply_dense, multiply_dense};
 pub use kernels::Isa;
 pub use nf4::{BLOCK, Nf4};
 

@@ -6,11 +6,12 @@ use std::arch::x86_64::*;
 use half::bf16;
 
 use super::{Rounding, portable, table, table_bf16};
+use crate::quant::codebook::NF4_CODE;
 use crate::quant::nf4::BLOCK;
 
 /// As [`portable::quantize_block`].
 pub fn quantize_block(block: &[f32], packed: &mut [u8]) -> f32 {
-    #[target_feature(enable = "avx2")]
+    #[target_feature(enable = "avx2,fma,f16c")]
     fn inner(block: &[f32], packed: &mut [u8]) -> f32 {
         portable::quantize_block(block, packed)
     }
@@ -57,15 +58,23 @@ struct Values(__m256, __m256);
 
 impl Values {
     #[inline]
-    #[target_feature(enable = "avx2,fma")]
+    #[target_feature(enable = "avx2,fma,f16c")]
     fn new(scale: f32, rounding: Rounding) -> Self {
-        let table = table(scale, rounding);
-        Self(load_f32(&table[..8]), load_f32(&table[8..]))
+        let half = |codes: &[f32]| {
+            let exact = _mm256_mul_ps(load_f32(codes), _mm256_set1_ps(scale));
+            match rounding {
+                Rounding::None => exact,
+                Rounding::Bf16 => round_bf16(exact),
+                Rounding::F16 => round_f16(exact),
+                Rounding::F16ThenBf16 => round_bf16(round_f16(exact)),
+            }
+        };
+        Self(half(&NF4_CODE[..8]), half(&NF4_CODE[8..]))
     }
 
     /// The values of eight codes: `index` has a code in the low four bits of each lane, `top` its fourth bit as the sign.
     #[inline]
-    #[target_feature(enable = "avx2,fma")]
+    #[target_feature(enable = "avx2,fma,f16c")]
     fn look_up(&self, index: __m256i, top: __m256i) -> __m256 {
         let lower = _mm256_permutevar8x32_ps(self.0, index);
         let upper = _mm256_permutevar8x32_ps(self.1, index);
@@ -74,7 +83,7 @@ impl Values {
 
     /// The values of eight bytes' high and low nibbles.
     #[inline]
-    #[target_feature(enable = "avx2,fma")]
+    #[target_feature(enable = "avx2,fma,f16c")]
     fn nibbles(&self, bytes: &[u8]) -> (__m256, __m256) {
         let bytes = &bytes[..8];
         // SAFETY: 8 bytes are there; the load needs no alignment.
@@ -85,14 +94,31 @@ impl Values {
 }
 
 #[inline]
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 fn load_f32(values: &[f32]) -> __m256 {
     let values = &values[..8];
     // SAFETY: 8 values are there; the load needs no alignment.
     unsafe { _mm256_loadu_ps(values.as_ptr()) }
 }
 
-#[target_feature(enable = "avx2,fma")]
+/// Values rounded to f16.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn round_f16(values: __m256) -> __m256 {
+    _mm256_cvtph_ps(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(values))
+}
+
+/// Finite values rounded to bf16, ties to even.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn round_bf16(values: __m256) -> __m256 {
+    let bits = _mm256_castps_si256(values);
+    let is_odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+    let bits = _mm256_add_epi32(bits, _mm256_add_epi32(is_odd, _mm256_set1_epi32(0x7fff)));
+    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_srli_epi32::<16>(bits)))
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
 fn expand_f32(packed: &[u8], scales: &[f32], rounding: Rounding, out: &mut [f32]) {
     for ((out, packed), &scale) in out.chunks_exact_mut(BLOCK).zip(packed.chunks_exact(BLOCK / 2)).zip(scales) {
         let values = Values::new(scale, rounding);
@@ -109,16 +135,19 @@ fn expand_f32(packed: &[u8], scales: &[f32], rounding: Rounding, out: &mut [f32]
     }
 }
 
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 fn expand_bf16(packed: &[u8], scales: &[f32], rounding: Rounding, out: &mut [bf16]) {
     let low_nibble = _mm_set1_epi8(15);
     for ((out, packed), &scale) in out.chunks_exact_mut(BLOCK).zip(packed.chunks_exact(BLOCK / 2)).zip(scales) {
-        let table = table_bf16(scale, rounding);
-        let bytes_of = |shift: u32| table.map(|value| (value >> shift) as u8);
-        let (lower, upper) = (bytes_of(0), bytes_of(8));
-        // SAFETY: both have 16 bytes; the loads need no alignment.
-        let (lower, upper) =
-            unsafe { (_mm_loadu_si128(lower.as_ptr().cast()), _mm_loadu_si128(upper.as_ptr().cast())) };
+        let Values(first, second) = Values::new(scale, rounding);
+        // The bits of the 16 values in bf16: packing works within halves of a register, hence the order of the quarters.
+        let upper_half = |values| _mm256_srli_epi32::<16>(_mm256_castps_si256(round_bf16(values)));
+        let bits = _mm256_packus_epi32(upper_half(first), upper_half(second));
+        let bits = _mm256_permute4x64_epi64::<0b11_01_10_00>(bits);
+        let (first, second) = (_mm256_castsi256_si128(bits), _mm256_extracti128_si256::<1>(bits));
+        let low_byte = _mm_set1_epi16(0xff);
+        let lower = _mm_packus_epi16(_mm_and_si128(first, low_byte), _mm_and_si128(second, low_byte));
+        let upper = _mm_packus_epi16(_mm_srli_epi16::<8>(first), _mm_srli_epi16::<8>(second));
         for (out, bytes) in out.chunks_exact_mut(32).zip(packed.chunks_exact(16)) {
             // SAFETY: 16 bytes are there; the load needs no alignment.
             let bytes = unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) };
@@ -139,7 +168,7 @@ fn expand_bf16(packed: &[u8], scales: &[f32], rounding: Rounding, out: &mut [bf1
     }
 }
 
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 fn dot<const N: usize>(packed: &[u8], scales: &[f32], rounding: Rounding, x: &[f32]) -> [f32; N] {
     let columns = 2 * packed.len();
     let mut sums = [[_mm256_setzero_ps(); 2]; N];

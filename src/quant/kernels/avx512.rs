@@ -6,10 +6,8 @@ use std::arch::x86_64::*;
 use half::bf16;
 
 use super::{Rounding, portable, table, table_bf16};
+use crate::quant::codebook::NF4_CODE;
 use crate::quant::nf4::BLOCK;
-
-/// Vectors of `x` rows that a block takes: 64 values in lanes of 16.
-const VECTORS: usize = BLOCK / 16;
 
 /// As [`portable::quantize_block`].
 pub fn quantize_block(block: &[f32], packed: &mut [u8]) -> f32 {
@@ -55,6 +53,12 @@ pub fn multiply_row(packed: &[u8], scales: &[f32], rounding: Rounding, x: &[f32]
     }
 }
 
+/// One row of a bf16 matrix times one row of `x`.
+pub fn dot_dense(row: &[bf16], x: &[f32]) -> f32 {
+    // SAFETY: the caller chose these instructions because the processor has them (`Isa::is_available`).
+    unsafe { dense(row, x) }
+}
+
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 fn load16(bytes: &[u8]) -> __m512i {
@@ -71,13 +75,38 @@ fn load_f32(values: &[f32]) -> __m512 {
     unsafe { _mm512_loadu_ps(values.as_ptr()) }
 }
 
+/// The values of a block's 16 codes, as [`table`] gives them.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn values(scale: f32, rounding: Rounding) -> __m512 {
+    let exact = _mm512_mul_ps(load_f32(&NF4_CODE), _mm512_set1_ps(scale));
+    let to_f16 = |values| _mm512_cvtph_ps(_mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(values));
+    let to_bf16 = |values| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(round_bf16(values)));
+    match rounding {
+        Rounding::None => exact,
+        Rounding::Bf16 => to_bf16(exact),
+        Rounding::F16 => to_f16(exact),
+        Rounding::F16ThenBf16 => to_bf16(to_f16(exact)),
+    }
+}
+
+/// The bits of finite values rounded to bf16, ties to even, in the low half of each lane.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn round_bf16(values: __m512) -> __m512i {
+    let bits = _mm512_castps_si512(values);
+    let is_odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+    let bits = _mm512_add_epi32(bits, _mm512_add_epi32(is_odd, _mm512_set1_epi32(0x7fff)));
+    _mm512_srli_epi32::<16>(bits)
+}
+
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 fn expand_f32(packed: &[u8], scales: &[f32], rounding: Rounding, out: &mut [f32]) {
     // Lanes of the high and the low nibbles in turn; 16 and more name the second operand.
     let first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
     let second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
     for ((out, packed), &scale) in out.chunks_exact_mut(BLOCK).zip(packed.chunks_exact(BLOCK / 2)).zip(scales) {
-        let values = load_f32(&table(scale, rounding));
+        let values = values(scale, rounding);
         for (out, bytes) in out.chunks_exact_mut(32).zip(packed.chunks_exact(16)) {
             let bytes = load16(bytes);
             // Only the low four bits of an index count.
@@ -95,11 +124,8 @@ fn expand_f32(packed: &[u8], scales: &[f32], rounding: Rounding, out: &mut [f32]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 fn expand_bf16(packed: &[u8], scales: &[f32], rounding: Rounding, out: &mut [bf16]) {
     for ((out, packed), &scale) in out.chunks_exact_mut(BLOCK).zip(packed.chunks_exact(BLOCK / 2)).zip(scales) {
-        let values = table_bf16(scale, rounding);
-        // SAFETY: 16 elements are there; the load needs no alignment.
-        let values = unsafe { _mm256_loadu_si256(values.as_ptr().cast()) };
         // Twice, as five bits of an index count and the fifth belongs to the other nibble.
-        let values = _mm512_broadcast_i64x4(values);
+        let values = _mm512_broadcast_i64x4(_mm512_cvtepi32_epi16(round_bf16(values(scale, rounding))));
         for (out, bytes) in out.chunks_exact_mut(32).zip(packed.chunks_exact(16)) {
             let bytes = load16(bytes);
             let nibbles = _mm512_or_si512(_mm512_srli_epi32::<4>(bytes), _mm512_slli_epi32::<16>(bytes));
@@ -111,24 +137,61 @@ fn expand_bf16(packed: &[u8], scales: &[f32], rounding: Rounding, out: &mut [bf1
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 fn dot<const N: usize>(packed: &[u8], scales: &[f32], rounding: Rounding, x: &[f32]) -> [f32; N] {
-    let columns = 2 * packed.len();
-    let mut sums = [[_mm512_setzero_ps(); VECTORS]; N];
-    for (block, (packed, &scale)) in packed.chunks_exact(BLOCK / 2).zip(scales).enumerate() {
-        let values = load_f32(&table(scale, rounding));
-        for half in 0..2 {
-            let bytes = load16(&packed[16 * half..]);
-            let high = _mm512_permutexvar_ps(_mm512_srli_epi32::<4>(bytes), values);
-            let low = _mm512_permutexvar_ps(bytes, values);
+    let (columns, blocks) = (2 * packed.len(), packed.len() / (BLOCK / 2));
+    let (scales, x) = (&scales[..blocks], &x[..N * columns]);
+    let mut sums = [[_mm512_setzero_ps(); 4]; N];
+    for (block, &scale) in scales.iter().enumerate() {
+        let values = values(scale, rounding);
+        // SAFETY: `block` is below `blocks`, so that 32 bytes of `packed` and, in each of the `N` rows of `x`, 64 values are
+        // there (the slices above); the loads need no alignment. Checks in this loop would cost half its time.
+        unsafe {
+            let bytes = packed.as_ptr().add(block * (BLOCK / 2));
+            let first = _mm512_cvtepu8_epi32(_mm_loadu_si128(bytes.cast()));
+            let second = _mm512_cvtepu8_epi32(_mm_loadu_si128(bytes.add(16).cast()));
+            let weights = [
+                _mm512_permutexvar_ps(_mm512_srli_epi32::<4>(first), values),
+                _mm512_permutexvar_ps(first, values),
+                _mm512_permutexvar_ps(_mm512_srli_epi32::<4>(second), values),
+                _mm512_permutexvar_ps(second, values),
+            ];
             for (row, sums) in sums.iter_mut().enumerate() {
-                let x = &x[row * columns + block * BLOCK + 32 * half..][..32];
-                sums[2 * half] = _mm512_fmadd_ps(high, load_f32(&x[..16]), sums[2 * half]);
-                sums[2 * half + 1] = _mm512_fmadd_ps(low, load_f32(&x[16..]), sums[2 * half + 1]);
+                let x = x.as_ptr().add(row * columns + block * BLOCK);
+                sums[0] = _mm512_fmadd_ps(weights[0], _mm512_loadu_ps(x), sums[0]);
+                sums[1] = _mm512_fmadd_ps(weights[1], _mm512_loadu_ps(x.add(16)), sums[1]);
+                sums[2] = _mm512_fmadd_ps(weights[2], _mm512_loadu_ps(x.add(32)), sums[2]);
+                sums[3] = _mm512_fmadd_ps(weights[3], _mm512_loadu_ps(x.add(48)), sums[3]);
             }
         }
     }
     let mut out = [0f32; N];
-    for (out, [a, b, c, d]) in out.iter_mut().zip(sums) {
-        *out = _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d)));
+    for (out, sums) in out.iter_mut().zip(sums) {
+        *out = total(sums);
     }
     out
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn dense(row: &[bf16], x: &[f32]) -> f32 {
+    let n_whole = row.len() / 64 * 64;
+    let x = &x[..row.len()];
+    let mut sums = [_mm512_setzero_ps(); 4];
+    for start in (0..n_whole).step_by(64) {
+        for (part, sum) in sums.iter_mut().enumerate() {
+            // SAFETY: 64 elements from `start` on are in both slices; the loads need no alignment.
+            unsafe {
+                let at = start + 16 * part;
+                let weight = _mm512_cvtepu16_epi32(_mm256_loadu_si256(row.as_ptr().add(at).cast()));
+                let weight = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(weight));
+                *sum = _mm512_fmadd_ps(weight, _mm512_loadu_ps(x.as_ptr().add(at)), *sum);
+            }
+        }
+    }
+    let rest = row[n_whole..].iter().zip(&x[n_whole..]).map(|(weight, x)| weight.to_f32() * x).sum::<f32>();
+    total(sums) + rest
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn total([a, b, c, d]: [__m512; 4]) -> f32 {
+    _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d)))
 }

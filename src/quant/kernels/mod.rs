@@ -35,7 +35,7 @@ const TASK_PRODUCTS: usize = 1 << 18;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
     Portable,
-    /// AVX2 and FMA.
+    /// AVX2, FMA and F16C.
     Avx2,
     /// AVX-512 F, BW and VL.
     Avx512,
@@ -47,7 +47,9 @@ impl Isa {
         match self {
             Self::Portable => true,
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            Self::Avx2 => {
+                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+            }
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => {
                 is_x86_feature_detected!("avx512f")
@@ -222,6 +224,26 @@ pub fn multiply(isa: Isa, source: &Source<'_>, rounding: Rounding, x: &[f32], n:
     }
     let task_rows = (TASK_PRODUCTS / (columns * n)).clamp(1, rows);
     out.par_chunks_mut(task_rows * n).enumerate().for_each(|(task, out)| multiply_rows(task * task_rows, out));
+}
+
+/// `out[row][i] = sum(weight[row] * x[i])` for a bf16 matrix, `n` rows of `x` `[n, columns]`; `out` is `[rows, n]`.
+pub fn multiply_dense(isa: Isa, weight: &[bf16], x: &[f32], n: usize, out: &mut [f32]) {
+    if n == 0 || out.is_empty() {
+        return;
+    }
+    let columns = x.len() / n;
+    let task_rows = (TASK_PRODUCTS / (columns * n)).max(1);
+    out.par_chunks_mut(task_rows * n).zip(weight.par_chunks(task_rows * columns)).for_each(|(out, weight)| {
+        for (out, row) in out.chunks_mut(n).zip(weight.chunks(columns)) {
+            for (out, x) in out.iter_mut().zip(x.chunks(columns)) {
+                *out = match isa {
+                    #[cfg(target_arch = "x86_64")]
+                    Isa::Avx512 => avx512::dot_dense(row, x),
+                    _ => portable::dot_dense(row, x),
+                };
+            }
+        }
+    });
 }
 
 /// Reorders every `2 * lanes` values into those of the high nibbles, then those of the low ones.

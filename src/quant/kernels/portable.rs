@@ -1,6 +1,8 @@
 //! The loops in portable Rust: what the vector loops have to give.
 
-use super::{Rounding, table};
+use half::bf16;
+
+use super::{Quantizable, Rounding, table};
 use crate::quant::codebook::nf4_thresholds;
 use crate::quant::nf4::BLOCK;
 
@@ -62,4 +64,17 @@ pub fn multiply_row(packed: &[u8], scales: &[f32], rounding: Rounding, x: &[f32]
         }
         *out = (sums[0] + sums[1]) + (sums[2] + sums[3]);
     }
+}
+
+/// One row of a bf16 matrix times one row of `x`.
+pub fn dot_dense(row: &[bf16], x: &[f32]) -> f32 {
+    let mut sums = [0f32; 8];
+    let (whole, rest) = row.as_chunks::<8>();
+    let (x_whole, x_rest) = x[..row.len()].as_chunks::<8>();
+    for (weights, x) in whole.iter().zip(x_whole) {
+        for ((sum, weight), x) in sums.iter_mut().zip(weights).zip(x) {
+            *sum += weight.widen() * x;
+        }
+    }
+    sums.iter().sum::<f32>() + rest.iter().zip(x_rest).map(|(weight, x)| weight.widen() * x).sum::<f32>()
 }
