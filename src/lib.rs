@@ -17,6 +17,7 @@
 //! | [`adapter`] | LoRA and DoRA, PEFT's file layout | |
 //! | [`model`] | Qwen2: blocks, KV cache, loading | token ids → hidden states, logits |
 //! | [`decode`] | batched decoding, free or held to billable codes | prompts → answers |
+//! | [`predict`] | codes for a user's texts, from a model here or a server | texts → codes with confidence |
 //! | [`config`] | stage files, resolved and checked | YAML → settings |
 //! | [`track`] | progress and `metrics.jsonl` | |
 //! | [`train`] | SFT and ORPO by block-wise recompute | records → adapter |
@@ -40,6 +41,7 @@ pub mod http;
 pub mod hub;
 pub mod model;
 pub mod pipeline;
+pub mod predict;
 pub mod quant;
 pub mod stop;
 pub mod tensor;

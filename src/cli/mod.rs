@@ -1,6 +1,7 @@
 //! The `axismapper` program: arguments in, results to stdout, progress and errors to stderr.
 
 mod codes;
+mod constrain;
 mod data;
 mod demo;
 mod device;

@@ -8,14 +8,15 @@ use axismapper::decode::{
     Advance, Batch, Choice, Constraint, Form, Limits, Request, Rules, Sampling, Settings, Walk, alternatives,
     generate_codes,
 };
-use axismapper::model::{self, Config, Packed, Qwen2, Segment};
+use axismapper::model::{Packed, Qwen2, Segment};
 use axismapper::stop::Stop;
-use axismapper::tensor::{Placement, Rng};
+use axismapper::tensor::Rng;
 use axismapper::text::Tokenizer;
 use proptest::prelude::*;
 use rayon::prelude::*;
 
 use super::golden::fixture;
+use super::small_model::small_model;
 
 fn builtin() -> Arc<Release> {
     Arc::new(Release::builtin().unwrap())
@@ -243,30 +244,6 @@ fn a_vocabulary_without_a_needed_byte_is_refused() {
     assert!(error.to_string().contains("no token for `9`"), "{error}");
 }
 
-/// A small model with random weights, sharp enough that its answers differ.
-fn small_model(vocab_size: i64) -> Qwen2 {
-    let config = Config {
-        vocab_size,
-        hidden_size: 24,
-        intermediate_size: 32,
-        num_hidden_layers: 2,
-        num_attention_heads: 4,
-        num_key_value_heads: 2,
-        head_dim: 6,
-        rope_theta: 1e4,
-        rms_norm_eps: 1e-6,
-        tie_word_embeddings: false,
-        max_position_embeddings: 192,
-    };
-    let mut rng = Rng::named(3, "sharpen");
-    let model = model::init(config, 1, Placement { device: tch::Device::Cpu, dtype: tch::Kind::Float }).unwrap();
-    for (_, tensor) in model.dense_weights() {
-        let noise = rng.normal(&tensor.size(), 0.4).unwrap();
-        let _ = tch::no_grad(|| tensor.shallow_clone().f_add_(&noise).unwrap());
-    }
-    model
-}
-
 /// Logits over the whole vocabulary after `ids`, by a pass over all of them.
 fn next_logits(model: &mut Qwen2, ids: &[u32]) -> Vec<f32> {
     let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
@@ -291,7 +268,7 @@ fn a_batch_answers_and_scores_as_step_by_step_decoding_does() {
     let (release, tokenizer) = (builtin(), tokenizer());
     let rules = Rules { max_codes: 3, excludes1: false };
     let constraint = Arc::new(Constraint::new(Arc::clone(&release), &tokenizer, rules).unwrap());
-    let mut model = small_model(tokenizer.vocab_size() as i64);
+    let mut model = small_model(tokenizer.vocab_size() as i64, 192, 3);
     let prompts = prompts(9, 600);
     let limits = Limits { max_new_tokens: constraint.max_tokens(), batch_size: 4, end_tokens: tokenizer.stop_ids() };
     let mut answers = vec![None; prompts.len()];
@@ -339,7 +316,7 @@ fn alternatives_are_the_likeliest_answers_of_all() {
     let spelled = vocabulary(&["I10".to_owned(), ", ".to_owned(), " A00".to_owned()]);
     let constraint =
         Constraint::from_vocabulary(release, &spelled, &[11], Rules { max_codes: 2, excludes1: false }).unwrap();
-    let mut model = small_model(spelled.len() as i64);
+    let mut model = small_model(spelled.len() as i64, 192, 3);
     let max_new_tokens = constraint.max_tokens();
     for prompt in prompts(3, spelled.len() as u64) {
         // Every way to spell every answer, with its probability.
@@ -380,7 +357,7 @@ fn alternatives_are_the_likeliest_answers_of_all() {
 fn what_is_decoded_beside_changes_nothing() {
     let (release, tokenizer) = (builtin(), tokenizer());
     let constraint = Arc::new(Constraint::new(release, &tokenizer, Rules { max_codes: 2, excludes1: false }).unwrap());
-    let mut model = small_model(tokenizer.vocab_size() as i64);
+    let mut model = small_model(tokenizer.vocab_size() as i64, 192, 3);
     let requests: Vec<Request> = prompts(8, 600)
         .into_iter()
         .zip(0..)

@@ -17,6 +17,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("adapter", &["diag", "fsio", "tensor"]),
     ("model", &["diag", "stop", "fsio", "tensor", "quant", "adapter"]),
     ("decode", &["diag", "stop", "fsio", "tensor", "codes", "text", "model"]),
+    ("predict", &["diag", "stop", "fsio", "http", "codes", "text", "data", "model", "decode"]),
     ("config", &["diag", "fsio"]),
     ("track", &["diag", "stop", "fsio", "http"]),
     ("train", &["diag", "stop", "fsio", "tensor", "text", "data", "quant", "adapter", "model", "config", "track"]),
@@ -34,7 +35,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         "cli",
         &[
             "diag", "stop", "fsio", "http", "tensor", "codes", "text", "data", "quant", "adapter", "model", "decode",
-            "config", "track", "train", "eval", "export", "hub", "pipeline",
+            "predict", "config", "track", "train", "eval", "export", "hub", "pipeline",
         ],
     ),
 ];
