@@ -18,6 +18,7 @@
 //! | [`model`] | Qwen2: blocks, KV cache, loading | token ids → hidden states, logits |
 //! | [`decode`] | batched decoding, free or held to billable codes | prompts → answers |
 //! | [`predict`] | codes for a user's texts, from a model here or a server | texts → codes with confidence |
+//! | [`serve`] | OpenAI's interface over HTTP, and a page | requests → answers |
 //! | [`config`] | stage files, resolved and checked | YAML → settings |
 //! | [`track`] | progress and `metrics.jsonl` | |
 //! | [`train`] | SFT and ORPO by block-wise recompute | records → adapter |
@@ -43,6 +44,7 @@ pub mod model;
 pub mod pipeline;
 pub mod predict;
 pub mod quant;
+pub mod serve;
 pub mod stop;
 pub mod tensor;
 pub mod text;

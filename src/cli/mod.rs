@@ -17,6 +17,7 @@ mod push;
 mod quantize;
 mod release;
 mod score;
+mod serve;
 mod train;
 
 use std::io::{self, Write};
@@ -49,6 +50,7 @@ enum Command {
     Train(train::Args),
     Eval(eval::Args),
     Predict(predict::Args),
+    Serve(serve::Args),
     Score(score::Args),
     Init(init::Args),
     Quantize(quantize::Args),
@@ -84,6 +86,7 @@ fn run(cli: Cli, stop: &Stop, out: &mut dyn Write) -> Result<(), Failure> {
         Command::Train(args) => train::run(&args, &console, stop, out),
         Command::Eval(args) => eval::run(&args, &console, stop, out),
         Command::Predict(args) => predict::run(&args, &console, stop, out),
+        Command::Serve(args) => serve::run(&args, &console, stop, out),
         Command::Score(args) => score::run(&args, &console, stop, out),
         Command::Init(args) => init::run(&args, &console, stop, out),
         Command::Quantize(args) => quantize::run(&args, &console, stop, out),

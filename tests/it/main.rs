@@ -28,6 +28,7 @@ mod model_cli;
 mod model_files;
 mod predict;
 mod resume;
+mod serve;
 mod small_model;
 mod text;
 mod tidy;

@@ -18,6 +18,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("model", &["diag", "stop", "fsio", "tensor", "quant", "adapter"]),
     ("decode", &["diag", "stop", "fsio", "tensor", "codes", "text", "model"]),
     ("predict", &["diag", "stop", "fsio", "http", "codes", "text", "data", "model", "decode"]),
+    ("serve", &["diag", "stop", "codes", "text", "data", "model", "decode", "predict"]),
     ("config", &["diag", "fsio"]),
     ("track", &["diag", "stop", "fsio", "http"]),
     ("train", &["diag", "stop", "fsio", "tensor", "text", "data", "quant", "adapter", "model", "config", "track"]),
@@ -35,7 +36,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         "cli",
         &[
             "diag", "stop", "fsio", "http", "tensor", "codes", "text", "data", "quant", "adapter", "model", "decode",
-            "predict", "config", "track", "train", "eval", "export", "hub", "pipeline",
+            "predict", "serve", "config", "track", "train", "eval", "export", "hub", "pipeline",
         ],
     ),
 ];
