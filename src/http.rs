@@ -526,7 +526,7 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 }
 
 /// Between half of `delay` and all of it, so that clients that failed together do not come back together.
-fn jittered(delay: Duration) -> Duration {
+pub(crate) fn jittered(delay: Duration) -> Duration {
     let random = RandomState::new().hash_one(()) as f64 / u64::MAX as f64;
     delay.mul_f64(0.5 + 0.5 * random)
 }

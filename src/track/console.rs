@@ -15,7 +15,13 @@ const PLAIN_EVERY: Duration = Duration::from_secs(5);
 
 /// Where progress and remarks go. Cloning shares it.
 #[derive(Clone)]
-pub struct Console(Output);
+pub struct Console {
+    output: Output,
+    listener: Option<Listener>,
+}
+
+/// Hears every remark.
+type Listener = Arc<dyn Fn(&str) + Send + Sync>;
 
 #[derive(Clone)]
 enum Output {
@@ -26,7 +32,7 @@ enum Output {
 
 impl fmt::Debug for Console {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str(match self.0 {
+        out.write_str(match self.output {
             Output::Quiet => "Console(quiet)",
             Output::Plain { .. } => "Console(plain)",
             Output::Terminal(_) => "Console(terminal)",
@@ -38,21 +44,28 @@ impl Console {
     /// Writes to stderr: bars when it is a terminal that can draw them, else plain lines; nothing when `quiet`.
     pub fn new(quiet: bool) -> Self {
         let can_draw = std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
-        Self(match (quiet, can_draw) {
+        let output = match (quiet, can_draw) {
             (true, _) => Output::Quiet,
             (false, true) => Output::Terminal(MultiProgress::new()),
             (false, false) => Output::Plain { out: Arc::new(Mutex::new(std::io::stderr())), every: PLAIN_EVERY },
-        })
+        };
+        Self { output, listener: None }
     }
 
     /// Writes plain lines to `out`, for one piece of work at most one in `every`, and a last one when it is done.
     pub fn plain(out: Arc<Mutex<dyn Write + Send>>, every: Duration) -> Self {
-        Self(Output::Plain { out, every })
+        Self { output: Output::Plain { out, every }, listener: None }
+    }
+
+    /// The same console, whose remarks `listener` hears too, also when it is quiet.
+    #[must_use]
+    pub fn heard_by(&self, listener: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        Self { output: self.output.clone(), listener: Some(Arc::new(listener)) }
     }
 
     /// Starts to show a piece of work of `total` parts; 0 where the number is not known.
     pub fn bar(&self, label: &str, total: u64) -> Progress {
-        let view = match &self.0 {
+        let view = match &self.output {
             Output::Quiet => View::Quiet,
             Output::Plain { out, every } => View::Plain(Plain {
                 out: Arc::clone(out),
@@ -74,7 +87,10 @@ impl Console {
 
     /// One line that is not progress.
     pub fn note(&self, text: &str) {
-        match &self.0 {
+        if let Some(listener) = &self.listener {
+            listener(text);
+        }
+        match &self.output {
             Output::Quiet => {}
             Output::Plain { out, .. } => write_line(out, text),
             Output::Terminal(bars) => drop(bars.println(text)),

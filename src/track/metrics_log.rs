@@ -46,20 +46,46 @@ impl MetricsLog {
         let line = format!("{}\n", Value::Object(row));
         self.file.write_all(line.as_bytes()).map_err(Error::io("write", &self.path))
     }
+
+    /// The steps and values of the lines that a run which goes on from `step` keeps; none when there is no log.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn rows(path: &Path, step: u64) -> Result<Vec<(u64, Map<String, Value>)>, Error> {
+        let mut rows = Vec::new();
+        if step > 0 && path.exists() {
+            let file = File::open(path).map_err(Error::io("open", path))?;
+            for_each_kept(&file, step, |row, values, _| rows.push((row, values))).map_err(Error::io("read", path))?;
+        }
+        Ok(rows)
+    }
 }
 
-/// The length of the lines up to `step`; the first line that is later, torn or not a row of figures ends them.
+/// The length of the lines up to `step`.
 fn len_up_to(file: &File, step: u64) -> std::io::Result<u64> {
+    let mut size_bytes = 0;
+    for_each_kept(file, step, |_, _, len| size_bytes += len as u64)?;
+    Ok(size_bytes)
+}
+
+/// Calls `each` with the step, the other values and the length of the lines up to `step`; the first line that is later,
+/// torn or not a row of figures ends them.
+fn for_each_kept(
+    file: &File,
+    step: u64,
+    mut each: impl FnMut(u64, Map<String, Value>, usize),
+) -> std::io::Result<()> {
     let mut reader = BufReader::new(file);
     let mut line = Vec::new();
-    let mut size_bytes = 0;
     loop {
         line.clear();
         reader.read_until(b'\n', &mut line)?;
-        let row: Option<Value> = line.ends_with(b"\n").then(|| serde_json::from_slice(&line).ok()).flatten();
-        match row.and_then(|row| row.get("step")?.as_u64()) {
-            Some(row_step) if row_step <= step => size_bytes += line.len() as u64,
-            _ => return Ok(size_bytes),
+        let row: Option<Map<String, Value>> =
+            line.ends_with(b"\n").then(|| serde_json::from_slice(&line).ok()).flatten();
+        let Some(mut row) = row else { return Ok(()) };
+        match row.shift_remove("step").and_then(|value| value.as_u64()) {
+            Some(row_step) if row_step <= step => each(row_step, row, line.len()),
+            _ => return Ok(()),
         }
     }
 }

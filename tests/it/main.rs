@@ -34,3 +34,5 @@ mod text;
 mod tidy;
 mod track;
 mod train_cli;
+mod wandb;
+mod wandb_server;
