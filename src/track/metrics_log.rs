@@ -70,11 +70,7 @@ fn len_up_to(file: &File, step: u64) -> std::io::Result<u64> {
 
 /// Calls `each` with the step, the other values and the length of the lines up to `step`; the first line that is later,
 /// torn or not a row of figures ends them.
-fn for_each_kept(
-    file: &File,
-    step: u64,
-    mut each: impl FnMut(u64, Map<String, Value>, usize),
-) -> std::io::Result<()> {
+fn for_each_kept(file: &File, step: u64, mut each: impl FnMut(u64, Map<String, Value>, usize)) -> std::io::Result<()> {
     let mut reader = BufReader::new(file);
     let mut line = Vec::new();
     loop {

@@ -28,7 +28,8 @@ fn pace() -> Pace {
 }
 
 fn figures(step: u64) -> Map<String, Value> {
-    let loss = 1.0 / (step as f64 + 0.3);
+    // In binary it has an end, so that every reader of JSON gives the same number.
+    let loss = 3.0 + step as f64 / 64.0;
     json!({"epoch": step as f64 / 10.0, "loss": loss, "learning_rate": 1e-4}).as_object().unwrap().clone()
 }
 
@@ -102,7 +103,7 @@ fn wait_until(what: &str, is_so: impl Fn() -> bool) {
     panic!("it never came to this: {what}");
 }
 
-/// Rows arrived once each, in order, with their figures to the last digit.
+/// Rows arrived once each, in order, with their figures.
 fn check_rows(history: &[Value], steps: std::ops::Range<u64>) {
     let found: Vec<u64> = history.iter().map(|row| row["train/global_step"].as_u64().unwrap()).collect();
     assert_eq!(found, steps.clone().collect::<Vec<_>>());
@@ -140,7 +141,7 @@ fn a_run_arrives_whole() {
     let output = found.output();
     assert_eq!(output.len(), 31);
     assert!(output[0].ends_with(" 12 records could not be used") && output[0].as_bytes()[10] == b'T', "{}", output[0]);
-    assert!(output[1].contains(" step 0: epoch 0, loss 3.3333, learning_rate 1.000e-4"), "{}", output[1]);
+    assert!(output[1].contains(" step 0: epoch 0, loss 3, learning_rate 1.000e-4"), "{}", output[1]);
 
     let upsert = &found.upserts[0];
     assert_eq!((&upsert["project"], &upsert["jobType"]), (&json!("axismapper"), &json!("sft")));
@@ -152,7 +153,10 @@ fn a_run_arrives_whole() {
     assert!(metadata["cpu_count_logical"].as_u64().unwrap() > 0);
     assert_eq!(found.uploaded, ["wandb-metadata.json"]);
     assert_eq!(place.folders(), [PathBuf::new(); 0]);
-    assert_eq!(place.said(), format!("wandb: run `shown` at {}/team/proj/runs/{}\n", service.server.url, run_id(&place)));
+    assert_eq!(
+        place.said(),
+        format!("wandb: run `shown` at {}/team/proj/runs/{}\n", service.server.url, run_id(&place))
+    );
 }
 
 fn run_id(place: &Place) -> String {
@@ -309,10 +313,14 @@ fn an_offline_run_goes_on_in_a_second_folder() {
     assert_eq!(folders.len(), 2);
     let said = place.said();
     assert_eq!(said.lines().count(), 2, "{said}");
-    assert!(said.contains(&format!("wandb: recorded; send the run with: wandb sync {}", folders[0].display())), "{said}");
+    assert!(
+        said.contains(&format!("wandb: recorded; send the run with: wandb sync {}", folders[0].display())),
+        "{said}"
+    );
     // Online later: both are sent, each row once.
     let service = Service::start(|_, _| Fault::None);
-    let online = Place { settings: Settings { dir: place.settings.dir.clone(), ..Place::online(&service).settings }, ..place };
+    let online =
+        Place { settings: Settings { dir: place.settings.dir.clone(), ..Place::online(&service).settings }, ..place };
     let run = online.start(true, 0..12);
     (12..14).for_each(|step| run.log(step, &figures(step)));
     run.finish(0);
@@ -389,8 +397,14 @@ fn signs_of_life_are_sent_when_there_is_nothing_else() {
 fn a_disabled_run_leaves_nothing() {
     let place = Place::new(Mode::Disabled, "http://127.0.0.1:9");
     let kept = place.dir.path().join("wandb.json");
-    let request =
-        RunRequest { stage: "s", job_type: "sft", config: Map::new(), kept_file: &kept, resume: false, rows: Vec::new() };
+    let request = RunRequest {
+        stage: "s",
+        job_type: "sft",
+        config: Map::new(),
+        kept_file: &kept,
+        resume: false,
+        rows: Vec::new(),
+    };
     assert!(Run::start(&place.settings, request, &place.console, &place.stop).is_none());
     assert_eq!((std::fs::read_dir(place.dir.path()).unwrap().count(), place.said()), (0, String::new()));
 }

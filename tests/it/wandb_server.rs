@@ -102,7 +102,8 @@ impl Run {
 
     fn bucket(&self, name: &str) -> Value {
         let count = |stream: &str| self.streams.get(stream).map_or(0, Vec::len);
-        let tail: Vec<&String> = self.streams.get("wandb-history.jsonl").and_then(|rows| rows.last()).into_iter().collect();
+        let tail: Vec<&String> =
+            self.streams.get("wandb-history.jsonl").and_then(|rows| rows.last()).into_iter().collect();
         json!({
             "id": format!("id-of-{name}"),
             "name": name,

@@ -9,9 +9,7 @@ use prost::Message as _;
 use super::identity::Identity;
 use super::line::{Line, folder_time};
 use super::log_file::{LogWriter, records};
-use super::record::{
-    Exit, Header, Items, Metric, MetricOptions, Record, RunRecord, Update, VersionInfo, items_of,
-};
+use super::record::{Exit, Header, Items, Metric, MetricOptions, Record, RunRecord, Update, VersionInfo, items_of};
 use crate::fsio::{self, Error};
 
 /// The oldest client that can read the records, as wandb 0.31.0 writes it.
@@ -42,8 +40,10 @@ impl Folder {
         let file = dir.join(format!("run-{}.wandb", identity.run_id));
         let log = LogWriter::create(&file).map_err(Error::io("create", &file))?;
         let mut folder = Self { dir, file, log, n_records: 0 };
-        let version_info =
-            VersionInfo { producer: concat!("axismapper ", env!("CARGO_PKG_VERSION")).into(), min_consumer: MIN_CONSUMER.into() };
+        let version_info = VersionInfo {
+            producer: concat!("axismapper ", env!("CARGO_PKG_VERSION")).into(),
+            min_consumer: MIN_CONSUMER.into(),
+        };
         folder.append(Record { header: Some(Header { version_info: Some(version_info) }), ..Record::default() })?;
         folder.append(Record { run: Some(run_record(identity, may_have_lines)), ..Record::default() })?;
         folder.append(Record { environment: Some(identity.environment.clone()), ..Record::default() })?;

@@ -214,11 +214,8 @@ impl From<Timestamp> for SystemTime {
 
 /// Items under plain keys.
 pub(super) fn items_of(items: &Items) -> Vec<Item> {
-    let item = |(key, value): &(String, String)| Item {
-        key: key.clone(),
-        nested_key: Vec::new(),
-        value_json: value.clone(),
-    };
+    let item =
+        |(key, value): &(String, String)| Item { key: key.clone(), nested_key: Vec::new(), value_json: value.clone() };
     items.iter().map(item).collect()
 }
 

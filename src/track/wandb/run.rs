@@ -170,7 +170,9 @@ impl Run {
         }
         match self.n_lost.load(Ordering::Relaxed) {
             0 => {}
-            n => self.console.note(&format!("wandb: {n} lines came too fast and were left out; metrics.jsonl has every figure")),
+            n => self
+                .console
+                .note(&format!("wandb: {n} lines came too fast and were left out; metrics.jsonl has every figure")),
         }
     }
 

@@ -375,7 +375,9 @@ impl Sender {
             self.start.kept.run_id.clone_from(&self.start.identity.run_id);
             self.start.is_given_id = false;
             let id = &self.start.identity.run_id;
-            let text = format!("wandb: `{given}` has the figures of an earlier run, which --resume would go on with; this run is `{id}`");
+            let text = format!(
+                "wandb: `{given}` has the figures of an earlier run, which --resume would go on with; this run is `{id}`"
+            );
             self.start.console.note(&text);
             known = None;
         }

@@ -106,8 +106,7 @@ impl Service {
 
     /// Where a run stands; `None` when the service does not know it.
     pub(super) fn standing(&self, identity: &Identity) -> Result<Option<Standing>, Fault> {
-        let variables =
-            json!({"project": identity.project, "entity": identity.entity, "name": identity.run_id});
+        let variables = json!({"project": identity.project, "entity": identity.entity, "name": identity.run_id});
         let data = self.graphql("RunResumeStatus", STATUS, &variables)?;
         let bucket = &data["model"]["bucket"];
         let Some(id) = bucket["id"].as_str() else { return Ok(None) };
@@ -162,8 +161,7 @@ impl Service {
     pub(super) fn post(&self, names: &Names, body: &Map<String, Value>) -> Result<Taken, Fault> {
         let url = self.url_in(&self.base_url, &["files", &names.entity, &names.project, &names.run, "file_stream"]);
         let answer = self.send(&Request::post(url).header("authorization", &self.authorization).json(body), "")?;
-        let is_stop_requested =
-            answer.json::<Value>().is_ok_and(|value| value["stopped"].as_bool().unwrap_or(false));
+        let is_stop_requested = answer.json::<Value>().is_ok_and(|value| value["stopped"].as_bool().unwrap_or(false));
         let number = |name: &str| answer.header(name)?.trim().parse::<f64>().ok();
         let spacing = number("ratelimit-reset").zip(number("ratelimit-remaining"));
         let spacing = spacing.and_then(|(reset, left)| Duration::try_from_secs_f64(reset / left.max(1.0)).ok());
@@ -172,8 +170,7 @@ impl Service {
 
     /// Uploads a small file of the run.
     pub(super) fn upload(&self, names: &Names, file: &str, content_type: &str, bytes: &[u8]) -> Result<(), Fault> {
-        let variables =
-            json!({"entity": names.entity, "project": names.project, "run": names.run, "files": [file]});
+        let variables = json!({"entity": names.entity, "project": names.project, "run": names.run, "files": [file]});
         let data = self.graphql("CreateRunFiles", CREATE_FILES, &variables)?;
         let url = data["createRunFiles"]["files"][0]["uploadUrl"].as_str();
         let url = url.ok_or_else(|| self.unexpected("the answer to CreateRunFiles has no place for the file"))?;
@@ -222,7 +219,9 @@ impl Service {
             return Err(Fault::Busy { message, retry_after: answer.retry_after(), in_doubt: false });
         }
         let hint = match status {
-            401 | 403 => Some("check WANDB_API_KEY, and WANDB_ENTITY and WANDB_PROJECT that it may write to".to_owned()),
+            401 | 403 => {
+                Some("check WANDB_API_KEY, and WANDB_ENTITY and WANDB_PROJECT that it may write to".to_owned())
+            }
             404 => Some("check WANDB_BASE_URL, WANDB_ENTITY and WANDB_PROJECT".to_owned()),
             _ => None,
         };
