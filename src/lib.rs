@@ -20,7 +20,7 @@
 //! | [`predict`] | codes for a user's texts, from a model here or a server | texts → codes with confidence |
 //! | [`serve`] | OpenAI's interface over HTTP, and a page | requests → answers |
 //! | [`config`] | stage files, resolved and checked | YAML → settings |
-//! | [`track`] | progress and `metrics.jsonl` | |
+//! | [`track`] | progress, `metrics.jsonl`, reports to Weights & Biases | |
 //! | [`train`] | SFT and ORPO by block-wise recompute | records → adapter |
 //! | [`eval`] | metrics, intervals, comparisons, reports | answers → figures, a page |
 //! | [`export`] | the merged model, GGUF files | adapter + base → Hugging Face folder |

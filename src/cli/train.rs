@@ -7,11 +7,11 @@ use clap::Args as ClapArgs;
 use serde_json::json;
 
 use super::{device, write_json, write_line};
-use crate::config::{self, Override};
+use crate::config::{self, Override, StageConfig, Tracker};
 use crate::diag::Failure;
 use crate::pipeline::{StageRequest, preview_stage, run_stage};
 use crate::stop::Stop;
-use crate::track::Console;
+use crate::track::{Console, wandb};
 
 /// The recipes that run when no stage file is named, for folders that do not hold them.
 const RECIPES: [(&str, &str); 2] = [
@@ -69,6 +69,9 @@ pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> 
         }
         return Ok(());
     }
+    let is_reported = |stage: &StageConfig| stage.training.report_to.contains(&Tracker::Wandb);
+    let report = if stages.iter().any(is_reported) { Some(report_settings()?) } else { None };
+    let n_stages = stages.len();
     let mut previous: Option<PathBuf> = None;
     for mut stage in stages {
         if let (Some(lora), Some(dir)) = (&mut stage.lora, &previous)
@@ -77,7 +80,9 @@ pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> 
             lora.init_adapter = Some(dir.display().to_string());
         }
         let dir = args.out.join(&stage.name);
-        let request = StageRequest { config: &stage, out: &dir, device, resume: args.resume };
+        let report = report.as_ref().filter(|_| is_reported(&stage));
+        let report = report.map(|report| if n_stages > 1 { report.for_stage(&stage.name) } else { report.clone() });
+        let request = StageRequest { config: &stage, out: &dir, device, resume: args.resume, report: report.as_ref() };
         let outcome = run_stage(&request, console, stop)?;
         let (training, final_dir) = (&outcome.training, outcome.final_dir.display());
         let rate = training.n_tokens as f64 / training.seconds.max(1e-9);
@@ -102,6 +107,12 @@ pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> 
         previous = stage.lora.is_some().then_some(outcome.final_dir);
     }
     Ok(())
+}
+
+/// What the environment says about reports to Weights & Biases.
+fn report_settings() -> Result<wandb::Settings, wandb::Error> {
+    let settings = wandb::Settings::from_env(|name| std::env::var(name).ok())?;
+    Ok(wandb::Settings { command: std::env::args().collect(), ..settings })
 }
 
 /// Reads a stage file; a recipe that is named by default is there without its file.

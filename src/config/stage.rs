@@ -463,9 +463,6 @@ fn read_trackers(section: &mut Section<'_>) -> Vec<Tracker> {
             other => section.findings.warn("training.report_to", format!("`{other}` is not known here and is ignored")),
         }
     }
-    if !trackers.is_empty() {
-        section.findings.warn("training.report_to", "nothing is sent to wandb yet; metrics.jsonl has every figure");
-    }
     trackers
 }
 

@@ -5,6 +5,7 @@ mod demo;
 mod preview;
 mod records;
 mod stage;
+mod tracking;
 
 pub use confidence::confidences;
 pub use demo::{DemoReport, DemoRequest, DemoSettings, run_demo};

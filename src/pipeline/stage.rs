@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind};
 
 use super::records::{Loaded, Question, load_preference_questions, load_preferences, load_questions, load_sft};
-use super::{Error, require_folder};
+use super::{Error, require_folder, tracking};
 use crate::adapter::{self, Settings, TargetModules};
 use crate::config::{self, Dtype, StageConfig};
 use crate::diag::Diagnostic;
@@ -16,9 +16,9 @@ use crate::model::{self, Quantization, Qwen2};
 use crate::stop::Stop;
 use crate::tensor::Placement;
 use crate::text::Tokenizer;
-use crate::track::Console;
+use crate::track::{Console, wandb};
 use crate::train::checkpoint::{self, Trained, save_trained};
-use crate::train::{self, Named, Outcome, Plan, Source, Task};
+use crate::train::{self, Named, Observe, Outcome, Plan, Source, Task};
 
 /// A stage to be run.
 #[derive(Debug)]
@@ -29,6 +29,8 @@ pub struct StageRequest<'a> {
     pub device: Device,
     /// Go on from the newest checkpoint in `out`.
     pub resume: bool,
+    /// Where the stage is reported.
+    pub report: Option<&'a wandb::Settings>,
 }
 
 /// A finished stage.
@@ -100,6 +102,24 @@ pub fn run_stage(request: &StageRequest<'_>, console: &Console, stop: &Stop) -> 
     fsio::make_dir(request.out)?;
     fsio::write_atomic(&request.out.join("config.yaml"), |out| out.write_all(yaml.as_bytes()))?;
 
+    let work = |console: &Console, observe: Option<&Observe<'_>>| {
+        let outcome = train_stage(request, &tokenizer, &data, (console, stop), observe)?;
+        fsio::write_json(&finished_file, &Finished { fingerprint, outcome: outcome.training.clone() })?;
+        Ok(outcome)
+    };
+    tracking::reported(request, &data, (console, stop), work)
+}
+
+/// Loads the model, trains it, and writes `final/`.
+fn train_stage(
+    request: &StageRequest<'_>,
+    tokenizer: &Tokenizer,
+    data: &StageData,
+    (console, stop): (&Console, &Stop),
+    observe: Option<&Observe<'_>>,
+) -> Result<StageOutcome, Error> {
+    let config = request.config;
+    let base = Path::new(&config.model.name);
     let quantization = match (config.model.load_in_4bit, &config.lora) {
         (true, None) => return Err(Error::FullQuantized),
         (true, Some(_)) => Quantization::Nf4,
@@ -112,16 +132,18 @@ pub fn run_stage(request: &StageRequest<'_>, console: &Console, stop: &Stop) -> 
         None => Trained::All,
     };
     let questions = load_sample(config)?;
-    let answer = |model: &mut Qwen2| figures_of_answers(model, &tokenizer, &questions, config, stop);
+    let answer = |model: &mut Qwen2| figures_of_answers(model, tokenizer, &questions, config, stop);
     let plan = Plan {
         shuffle: config.data.shuffle,
         resume: request.resume,
         source: Source { file: Some(&config.data.train), lines: &data.lines, n_skipped: data.train.n_dropped },
         answer: if questions.is_empty() { None } else { Some(&answer) },
+        observe,
         ..Plan::new(&config.name, &data.task, &config.training, trained, request.out)
     };
     let training = train::run(&mut model, &plan, console, stop)?;
 
+    let final_dir = request.out.join("final");
     match trained {
         Trained::Adapter { .. } => save_trained(&final_dir, trained, &model.parameters())?,
         Trained::All => {
@@ -129,7 +151,6 @@ pub fn run_stage(request: &StageRequest<'_>, console: &Console, stop: &Stop) -> 
             tokenizer.save(&final_dir)?;
         }
     }
-    fsio::write_json(&finished_file, &Finished { fingerprint, outcome: training.clone() })?;
     Ok(StageOutcome { training, final_dir })
 }
 

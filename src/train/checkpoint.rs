@@ -199,6 +199,14 @@ pub fn newest(out: &Path) -> Result<Option<PathBuf>> {
     Ok(list(out)?.into_iter().max_by_key(|&(step, _)| step).map(|(_, dir)| dir))
 }
 
+/// The step of the newest checkpoint in `out`, if there is one.
+///
+/// # Errors
+/// When the folder cannot be listed.
+pub fn newest_step(out: &Path) -> Result<Option<u64>> {
+    Ok(list(out)?.into_iter().map(|(step, _)| step).max())
+}
+
 /// Reads a checkpoint into the parameters and the optimizer.
 ///
 /// # Errors

@@ -175,7 +175,7 @@ fn a_file_for_hugging_face_loads_with_warnings() {
     ] {
         assert!(told(key), "{key}: {warnings:?}");
     }
-    assert_eq!(warnings.len(), 7, "{warnings:?}");
+    assert_eq!(warnings.len(), 6, "{warnings:?}");
 }
 
 #[test]

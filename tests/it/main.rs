@@ -35,4 +35,5 @@ mod tidy;
 mod track;
 mod train_cli;
 mod wandb;
+mod wandb_cli;
 mod wandb_server;

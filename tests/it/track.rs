@@ -28,6 +28,11 @@ fn a_resumed_log_drops_what_came_after_the_checkpoint() {
     drop(log);
     let mut log = MetricsLog::open(&path, 20).unwrap();
     assert_eq!(steps_of(&path), [10, 20, 20]);
+    let rows = MetricsLog::rows(&path, 19).unwrap();
+    assert_eq!(rows, [(10, row(10.0))]);
+    assert_eq!(MetricsLog::rows(&path, 20).unwrap().len(), 3);
+    assert_eq!(MetricsLog::rows(&path, 0).unwrap(), []);
+    assert_eq!(MetricsLog::rows(&dir.path().join("none"), 20).unwrap(), []);
     log.write(30, row(1.0)).unwrap();
     assert_eq!(steps_of(&path), [10, 20, 20, 30]);
 

@@ -12,10 +12,10 @@ use tch::{Device, Kind};
 use super::golden::fixture;
 
 /// A folder with a small model, records and a stage file of 24 quick steps, each with a checkpoint.
-struct Place(tempfile::TempDir);
+pub struct Place(tempfile::TempDir);
 
 impl Place {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let tokenizer = Tokenizer::load(&fixture("tokenizer")).unwrap();
         let config = Config {
@@ -68,7 +68,7 @@ impl Place {
         place
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
@@ -76,7 +76,7 @@ impl Place {
         std::fs::write(self.path(name), text).unwrap();
     }
 
-    fn command(&self, args: &[&str]) -> Command {
+    pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_axismapper"));
         command.current_dir(self.0.path()).args(["train", "--config", "sft.yaml"]).args(args);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -97,7 +97,7 @@ impl Place {
     }
 
     /// Waits until a checkpoint beyond `step` is there, or the process has ended.
-    fn wait_beyond(&self, child: &mut Child, out: &str, step: u64) {
+    pub fn wait_beyond(&self, child: &mut Child, out: &str, step: u64) {
         let deadline = Instant::now() + Duration::from_secs(120);
         while self.newest_step(out) <= step && child.try_wait().unwrap().is_none() {
             assert!(Instant::now() < deadline, "no checkpoint beyond step {step}");

@@ -151,7 +151,8 @@ impl Steps<'_> {
         fsio::write_atomic(&self.path(&format!("configs/{name}.yaml")), |out| out.write_all(text.as_bytes()))?;
         let config = settings.stage(name, self.request.out)?;
         let out = self.path(name);
-        let request = StageRequest { config: &config, out: &out, device: self.request.device, resume: true };
+        let request =
+            StageRequest { config: &config, out: &out, device: self.request.device, resume: true, report: None };
         let outcome = run_stage(&request, self.console, self.stop)?.training;
         Ok(
             json!({"loss": outcome.loss, "eval_loss": outcome.eval_loss, "n_tokens": outcome.n_tokens, "seconds": outcome.seconds}),

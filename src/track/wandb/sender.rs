@@ -352,7 +352,11 @@ impl Sender {
                 break;
             }
             self.in_flight = Some(in_flight);
-            let taken = service.post(&names, &body)?;
+            let taken = service.post(&names, &body).inspect_err(|fault| {
+                if !fault.is_in_doubt() {
+                    self.in_flight = None;
+                }
+            })?;
             self.taken(in_flight, true, taken);
             if self.n_pending() == 0 && !self.is_summary_new && self.finish.is_none() {
                 break;
@@ -511,10 +515,7 @@ impl Sender {
 
     fn failed(&mut self, fault: Fault) {
         match fault {
-            Fault::Busy { message, retry_after, in_doubt } => {
-                if !in_doubt {
-                    self.in_flight = None;
-                }
+            Fault::Busy { message, retry_after, .. } => {
                 self.n_faults = self.n_faults.saturating_add(1);
                 let pace = self.start.pace;
                 let doubled = pace.first_delay.saturating_mul(1 << (self.n_faults - 1).min(16));
@@ -526,7 +527,6 @@ impl Sender {
                 }
             }
             Fault::Refused { message, hint } => {
-                self.in_flight = None;
                 self.open_folder();
                 self.tell_folder(&message);
                 if let Some(hint) = hint {

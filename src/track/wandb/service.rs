@@ -38,6 +38,13 @@ pub(super) enum Fault {
     Refused { message: String, hint: Option<String> },
 }
 
+impl Fault {
+    /// The request may have been carried out all the same.
+    pub(super) fn is_in_doubt(&self) -> bool {
+        matches!(self, Self::Busy { in_doubt: true, .. })
+    }
+}
+
 /// Where a run stands, as the service tells it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Standing {
@@ -130,9 +137,9 @@ impl Service {
         let is_new = known_as.is_none();
         let variables = json!({
             "id": known_as,
-            "name": is_new.then_some(&identity.run_id),
-            "project": is_new.then_some(&identity.project),
-            "entity": if is_new { identity.entity.as_deref() } else { None },
+            "name": identity.run_id,
+            "project": identity.project,
+            "entity": identity.entity,
             "groupName": identity.group,
             "displayName": is_new.then_some(&identity.display_name),
             "notes": if is_new { identity.notes.as_deref() } else { None },
