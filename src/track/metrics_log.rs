@@ -9,6 +9,9 @@ use serde_json::{Map, Value};
 
 use crate::fsio::{self, Error};
 
+/// A line of `metrics.jsonl`: its step and the other values.
+pub type Row = (u64, Map<String, Value>);
+
 /// An open `metrics.jsonl`.
 #[derive(Debug)]
 pub struct MetricsLog {
@@ -51,7 +54,7 @@ impl MetricsLog {
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn rows(path: &Path, step: u64) -> Result<Vec<(u64, Map<String, Value>)>, Error> {
+    pub fn rows(path: &Path, step: u64) -> Result<Vec<Row>, Error> {
         let mut rows = Vec::new();
         if step > 0 && path.exists() {
             let file = File::open(path).map_err(Error::io("open", path))?;

@@ -5,4 +5,4 @@ mod metrics_log;
 pub mod wandb;
 
 pub use console::{Console, Progress};
-pub use metrics_log::MetricsLog;
+pub use metrics_log::{MetricsLog, Row};

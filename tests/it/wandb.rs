@@ -153,7 +153,7 @@ fn a_run_arrives_whole() {
     let metadata: Value = serde_json::from_str(&found.files["wandb-metadata.json"]).unwrap();
     assert!(metadata["cpu_count_logical"].as_u64().unwrap() > 0);
     assert_eq!(found.uploaded, ["wandb-metadata.json"]);
-    assert_eq!(place.folders(), [PathBuf::new(); 0]);
+    assert_eq!(place.folders(), Vec::<PathBuf>::new());
     let mut said: Vec<String> = place.said().lines().map(str::to_owned).collect();
     said.sort();
     let at = format!("wandb: run `shown` at {}/team/proj/runs/{}", service.server.url, run_id(&place));
@@ -179,7 +179,7 @@ fn check_survives(name: &str, fault: impl Fn(usize, &str) -> Fault + Send + Sync
     assert_eq!(found.exit_code, Some(3), "{name}: {}", place.said());
     check_rows(&found.history(), 0..60);
     assert_eq!(found.output().len(), 60, "{name}");
-    assert_eq!(place.folders(), [PathBuf::new(); 0], "{name}");
+    assert_eq!(place.folders(), Vec::<PathBuf>::new(), "{name}");
 }
 
 #[test]
@@ -318,7 +318,7 @@ fn what_could_not_be_sent_is_in_a_folder_and_is_sent_by_the_run_that_goes_on() {
     let found = service.run();
     check_rows(&found.history(), 0..15);
     assert_eq!(found.output().len(), 11 + 8);
-    assert_eq!(place.folders(), [PathBuf::new(); 0], "the folder is still to be sent");
+    assert_eq!(place.folders(), Vec::<PathBuf>::new(), "the folder is still to be sent");
 }
 
 #[test]
@@ -346,7 +346,7 @@ fn an_offline_run_goes_on_in_a_second_folder() {
     (12..14).for_each(|step| run.log(step, &figures(step)));
     run.finish(0);
     check_rows(&service.run().history(), 0..14);
-    assert_eq!(online.folders(), [PathBuf::new(); 0]);
+    assert_eq!(online.folders(), Vec::<PathBuf>::new());
 }
 
 #[test]

@@ -18,7 +18,7 @@ use super::system;
 use crate::diag::Failure;
 use crate::http::{self, Client, Retry};
 use crate::stop::Stop;
-use crate::track::Console;
+use crate::track::{Console, Row};
 
 /// Lines that wait for the thread. It empties the queue between two requests, each of which has a time limit.
 const QUEUE_LINES: usize = 1 << 14;
@@ -38,7 +38,7 @@ pub struct RunRequest<'a> {
     /// Go on with the run of `kept_file`, if there is one.
     pub resume: bool,
     /// Steps and figures that were logged before the point from which a resumed run goes on.
-    pub rows: Vec<(u64, Map<String, Value>)>,
+    pub rows: Vec<Row>,
 }
 
 /// A run under way. Telling it something takes no longer than putting it into a queue.
@@ -110,7 +110,7 @@ impl Run {
         };
         let n_rows = request.rows.len() as u64;
         let runtime = now.duration_since(started).unwrap_or_default();
-        let row = |(idx, (step, values)): (usize, &(u64, _))| Line::history(idx as u64, *step, values, (now, runtime));
+        let row = |(idx, (step, values)): (usize, &Row)| Line::history(idx as u64, *step, values, (now, runtime));
         let rows: Vec<Line> = request.rows.iter().enumerate().map(row).collect();
         let (queue, messages) = sync_channel(QUEUE_LINES);
         let thread = Builder::new().name("wandb".into()).spawn(move || Sender::new(start, rows).run(&messages));

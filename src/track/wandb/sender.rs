@@ -490,8 +490,8 @@ impl Sender {
         self.in_flight = None;
         self.last_post = Instant::now();
         for (stream, n_lines) in post.n_lines.into_iter().enumerate() {
-            let lines = self.pending[stream].drain(..n_lines.min(self.pending[stream].len()));
-            if let Some(Line::History { step, .. }) = lines.last() {
+            let mut lines = self.pending[stream].drain(..n_lines.min(self.pending[stream].len()));
+            if let Some(Line::History { step, .. }) = lines.next_back() {
                 self.start.kept.n_sent = step + 1;
             }
             self.offsets[stream] += n_lines as u64;
