@@ -19,16 +19,17 @@ from transformers import AutoModelForCausalLM
 N_PROMPT = 32
 
 
-def reference_step_ms(model, ids: torch.Tensor, n_new: int) -> float:
-    """Milliseconds per token of `generate`, the prompt's own pass taken off."""
+def reference_step_ms(model, ids: torch.Tensor, n_new: int) -> tuple[float, float]:
+    """Milliseconds per token of `generate`, wall and processor time, the prompt's own pass taken off."""
 
-    def seconds(n: int) -> float:
-        started = time.perf_counter()
+    def seconds(n: int) -> tuple[float, float]:
+        started, cpu_started = time.perf_counter(), time.process_time()
         out = model.generate(ids, max_new_tokens=n, min_new_tokens=n, do_sample=False, pad_token_id=0)
         assert out.shape[1] == ids.shape[1] + n
-        return time.perf_counter() - started
+        return time.perf_counter() - started, time.process_time() - cpu_started
 
-    return (seconds(n_new + 1) - seconds(1)) / n_new * 1e3
+    (wall, cpu), (first_wall, first_cpu) = seconds(n_new + 1), seconds(1)
+    return (wall - first_wall) / n_new * 1e3, (cpu - first_cpu) / n_new * 1e3
 
 
 def main() -> None:
@@ -47,11 +48,14 @@ def main() -> None:
         reference_step_ms(model, ids, 4)
         for _ in range(args.rounds):
             command = [args.binary, args.folder, str(args.new), str(args.batch)]
-            ours.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["step_ms"])
+            found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            ours.append((found["step_ms"], found["step_cpu_ms"]))
             theirs.append(reference_step_ms(model, ids, args.new))
-            print(f"axismapper {ours[-1]:.1f} ms, transformers {theirs[-1]:.1f} ms, {theirs[-1] / ours[-1]:.2f} times", flush=True)
-    ratio = statistics.median(t / o for t, o in zip(theirs, ours, strict=True))
-    print(json.dumps({"axismapper_ms": ours, "transformers_ms": theirs, "median_ratio": round(ratio, 2)}))
+            print(f"axismapper {ours[-1][0]:.1f} ms (processor {ours[-1][1]:.1f}), "
+                  f"transformers {theirs[-1][0]:.1f} ms (processor {theirs[-1][1]:.1f})", flush=True)
+    for idx, name in enumerate(["wall", "processor"]):
+        ratio = statistics.median(t[idx] / o[idx] for t, o in zip(theirs, ours, strict=True))
+        print(f"{name} time: transformers takes {ratio:.2f} times as long")
 
 
 if __name__ == "__main__":

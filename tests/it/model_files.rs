@@ -4,7 +4,7 @@ use std::path::Path;
 
 use axismapper::adapter;
 use axismapper::diag::Failure;
-use axismapper::model::{self, Quantization};
+use axismapper::model::{self, Quantization, Weight};
 use axismapper::tensor::{Checkpoint, save};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
@@ -47,6 +47,33 @@ fn rewrite(dir: &Path, change: impl FnOnce(&mut Vec<(String, Tensor)>)) {
 
 fn find<'a>(tensors: &'a mut [(String, Tensor)], name: &str) -> &'a mut Tensor {
     &mut tensors.iter_mut().find(|(found, _)| found == name).unwrap().1
+}
+
+#[test]
+fn weights_stored_in_f16_are_read_as_they_are() {
+    let loaded = |kinds: &[Kind]| {
+        let dir = copy("tiny/tied");
+        rewrite(dir.path(), |tensors| {
+            for (_, tensor) in tensors {
+                *tensor = kinds.iter().fold(tensor.shallow_clone(), |tensor, &kind| tensor.to_kind(kind));
+            }
+        });
+        [Quantization::None, Quantization::Nf4]
+            .map(|quantization| model::load(dir.path(), PLACEMENT, quantization).unwrap())
+    };
+    let (found, expected) = (loaded(&[Kind::Half]), loaded(&[Kind::Half, Kind::Float]));
+    for (found, expected) in found.iter().zip(&expected) {
+        for ((name, found), (_, expected)) in found.dense_weights().iter().zip(expected.dense_weights()) {
+            assert!(found.kind() == Kind::Float && *found == expected, "{name}");
+        }
+        for (found, expected) in found.blocks.iter().zip(&expected.blocks) {
+            for (found, expected) in found.projections.iter().zip(&expected.projections) {
+                if let (Weight::Nf4(found), Weight::Nf4(expected)) = (&found.weight, &expected.weight) {
+                    assert_eq!(found.packed, expected.packed);
+                }
+            }
+        }
+    }
 }
 
 #[test]

@@ -1,0 +1,43 @@
+//! NF4 loops by instruction set, on the up projection of Qwen2.5-0.5B (4864 x 896): `cargo bench --bench nf4`.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use axismapper::quant::{Isa, Nf4};
+use axismapper::tensor::Rng;
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use tch::Kind;
+
+const ROWS: i64 = 4864;
+const COLUMNS: i64 = 896;
+
+fn loops(criterion: &mut Criterion) {
+    let mut rng = Rng::named(1, "bench");
+    let source = rng.normal(&[ROWS, COLUMNS], 0.02).unwrap().to_kind(Kind::BFloat16);
+    let mut group = criterion.benchmark_group("nf4");
+    group.sample_size(20).throughput(Throughput::Elements((ROWS * COLUMNS) as u64));
+    for isa in [Isa::Portable, Isa::Avx2, Isa::Avx512].into_iter().filter(|isa| isa.is_available()) {
+        let weight = Nf4::quantize(&source).unwrap().with_dtype(Kind::BFloat16).with_isa(isa);
+        for kind in [Kind::Float, Kind::BFloat16] {
+            let mut out = weight.dequantize(kind).unwrap();
+            group.bench_function(format!("expand to {kind:?}, {isa:?}"), |bencher| {
+                bencher.iter(|| weight.dequantize_into(&mut out).unwrap());
+            });
+        }
+        for n in [1, 4, 8] {
+            let x = rng.normal(&[n, COLUMNS], 1.0).unwrap().to_kind(Kind::BFloat16);
+            group.bench_function(format!("multiply {n} rows, {isa:?}"), |bencher| {
+                bencher.iter(|| weight.multiply(&x).unwrap());
+            });
+        }
+    }
+    let wide = Nf4::quantize(&source).unwrap().dequantize(Kind::BFloat16).unwrap();
+    for n in [1, 4, 8] {
+        let x = rng.normal(&[n, COLUMNS], 1.0).unwrap().to_kind(Kind::BFloat16);
+        group.bench_function(format!("multiply {n} rows, libtorch bf16"), |bencher| {
+            bencher.iter(|| x.f_linear(&wide, None::<&tch::Tensor>).unwrap());
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, loops);
+criterion_main!(benches);
