@@ -3,7 +3,6 @@
 //! Defaults are those of transformers' `TrainingArguments` (5.23), PEFT's `LoraConfig` (0.21) and TRL's `SFTConfig`
 //! and `ORPOConfig` (1.16), except where a field says otherwise.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -13,6 +12,7 @@ use serde_json::{Map, Value};
 use super::choice::Choice as _;
 use super::section::{Findings, Section, count_of, number_of, shown, word_of};
 use super::{BestMetric, Dtype, Error, EvalStrategy, NllOn, Optim, Scheduler, Tracker};
+use crate::adapter::Patterns;
 use crate::fsio;
 
 /// A stage with every setting resolved.
@@ -64,9 +64,9 @@ pub struct Lora {
     /// Scale by `lora_alpha / sqrt(r)`. Default false.
     pub use_rslora: bool,
     /// Module name or pattern to its own rank.
-    pub rank_pattern: BTreeMap<String, i64>,
+    pub rank_pattern: Patterns<i64>,
     /// Module name or pattern to its own alpha.
-    pub alpha_pattern: BTreeMap<String, f64>,
+    pub alpha_pattern: Patterns<f64>,
     /// Seed of the first values of `A`. Default: `training.seed`.
     pub random_state: u64,
     /// The adapter to start from: a folder or a Hub id.
@@ -517,6 +517,6 @@ fn target_modules_of(value: &Value) -> Option<TargetModules> {
     }
 }
 
-fn map_of<T>(value: &Value, parse: impl Fn(&Value) -> Option<T>) -> Option<BTreeMap<String, T>> {
+fn map_of<T>(value: &Value, parse: impl Fn(&Value) -> Option<T>) -> Option<Patterns<T>> {
     value.as_object()?.iter().map(|(key, value)| Some((key.clone(), parse(value)?))).collect()
 }

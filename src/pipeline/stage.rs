@@ -244,8 +244,8 @@ fn attach(model: &mut Qwen2, config: &StageConfig) -> Result<Option<Settings>, E
             config::TargetModules::Names(names) => TargetModules::Names(names.clone()),
             config::TargetModules::Pattern(pattern) => TargetModules::Pattern(pattern.clone()),
         },
-        rank_pattern: lora.rank_pattern.clone().into(),
-        alpha_pattern: lora.alpha_pattern.clone().into(),
+        rank_pattern: lora.rank_pattern.clone(),
+        alpha_pattern: lora.alpha_pattern.clone(),
     };
     model::new_adapter(model, &Settings { lora_dropout: dropout, ..settings.clone() }, lora.random_state)?;
     Ok(Some(settings))

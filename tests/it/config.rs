@@ -91,7 +91,7 @@ fn the_files_in_configs_hold_the_recipes() {
 #[test]
 fn the_settings_in_force_are_a_stage_file_of_the_same_stage() {
     let odd = format!(
-        "{LEAST}lora: {{target_modules: all-linear, rank_pattern: {{'layers.0.*q_proj': 4}}, alpha_pattern: {{q_proj: 2.5}}}}\n\
+        "{LEAST}lora: {{target_modules: all-linear, rank_pattern: {{q_proj: 4, 'layers.0.*q_proj': 5}}, alpha_pattern: {{q_proj: 2.5}}}}\n\
          training: {{max_steps: 7, save_strategy: 'no', warmup_steps: 3, learning_rate: 3e-7}}\n\
          orpo: {{nll_on: completion, disable_dropout: false}}\n"
     );
@@ -104,6 +104,9 @@ fn the_settings_in_force_are_a_stage_file_of_the_same_stage() {
     }
     let stage = read(&odd);
     assert_eq!(stage.training.save_steps, None);
+    // The first pattern that matches decides, so their order is kept.
+    let patterns = [("q_proj".to_owned(), 4), ("layers.0.*q_proj".to_owned(), 5)];
+    assert_eq!(stage.lora.unwrap().rank_pattern, patterns.into());
 }
 
 #[test]
@@ -185,7 +188,7 @@ fn settings_on_the_command_line_win() {
     let stage = read_with(&text, &given).unwrap().stage;
     assert_eq!((stage.training.learning_rate, stage.data.shuffle), (1e-4, false));
     let lora = stage.lora.unwrap();
-    assert_eq!((lora.r, lora.rank_pattern["q_proj"]), (2, 3));
+    assert_eq!((lora.r, &lora.rank_pattern), (2, &[("q_proj".to_owned(), 3)].into()));
     assert!(read_with(&text, &["lora=null"]).unwrap().stage.lora.is_none());
 
     let Loaded { stage, warnings } = read_with(LEAST, &["orpo.beta=0.2"]).unwrap();

@@ -19,7 +19,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("decode", &["diag", "stop", "fsio", "tensor", "codes", "text", "model"]),
     ("predict", &["diag", "stop", "fsio", "http", "codes", "text", "data", "model", "decode"]),
     ("serve", &["diag", "stop", "codes", "text", "data", "model", "decode", "predict"]),
-    ("config", &["diag", "fsio"]),
+    ("config", &["diag", "fsio", "adapter"]),
     ("track", &["diag", "stop", "fsio", "http"]),
     ("train", &["diag", "stop", "fsio", "tensor", "text", "data", "quant", "adapter", "model", "config", "track"]),
     ("eval", &["diag", "stop", "fsio", "codes", "text", "data", "model", "decode", "track"]),
