@@ -8,6 +8,9 @@ use tch::{Device, Kind, Tensor, no_grad};
 use super::{Result, Settings};
 use crate::tensor::Rng;
 
+/// Rows whose squares are there at one time.
+const ROWS_AT_A_TIME: i64 = 64;
+
 /// The adapter of one linear layer `[out, in]`. Parameters are f32 leaves that require gradients.
 #[derive(Debug)]
 pub struct Lora {
@@ -201,12 +204,18 @@ pub fn dora_norm(lora: &Lora, weight: &Tensor, weight_squared: &Tensor) -> Resul
     })
 }
 
-/// Row sums of squares in f32, `[out]`.
+/// Row sums of squares in f32, `[out]`. Some rows at a time: an f32 copy of every weight in turn would leave the heap in
+/// pieces, gigabytes of them.
 ///
 /// # Errors
 /// When memory is short.
 pub fn row_norms_squared(weight: &Tensor) -> std::result::Result<Tensor, tch::TchError> {
-    weight.f_to_kind(Kind::Float)?.f_square()?.f_sum_dim_intlist(1i64, false, Kind::Float)
+    let sums = weight
+        .f_split(ROWS_AT_A_TIME, 0)?
+        .iter()
+        .map(|rows| rows.f_to_kind(Kind::Float)?.f_square()?.f_sum_dim_intlist(1i64, false, Kind::Float))
+        .collect::<std::result::Result<Vec<_>, _>>()?;
+    Tensor::f_cat(&sums, 0)
 }
 
 #[cfg(test)]
@@ -247,6 +256,17 @@ mod tests {
         let plain = sum.square().sum_dim_intlist(1i64, false, Kind::Double).sqrt();
         // f32 rounding of sums of 11 terms.
         assert!(max_difference(&double(&norm), &plain) < 1e-6);
+    }
+
+    #[test]
+    fn row_norms_of_many_rows_are_those_of_each() {
+        let rows = 2 * ROWS_AT_A_TIME + 5;
+        let weight = Rng::named(22, "rows").normal(&[rows, 9], 1.0).unwrap();
+        let found = row_norms_squared(&weight).unwrap();
+        assert_eq!(found.size(), [rows]);
+        let plain = weight.to_kind(Kind::Double).square().sum_dim_intlist(1i64, false, Kind::Double);
+        // f32 rounding of sums of 9 terms.
+        assert!(max_difference(&found.to_kind(Kind::Double), &plain) < 1e-5);
     }
 
     #[test]
