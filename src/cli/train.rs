@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Args as ClapArgs;
 use serde_json::json;
 
-use super::{device, write_json, write_line};
+use super::{device, hub, write_json, write_line};
 use crate::config::{self, Override, StageConfig, Tracker};
 use crate::diag::Failure;
 use crate::pipeline::{StageRequest, preview_stage, run_stage};
@@ -37,6 +37,9 @@ pub struct Args {
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: String,
+    /// Take what is on the Hub from the cache and ask nobody
+    #[arg(long)]
+    offline: bool,
     /// Read everything but the weights, count records and steps, show a record with its mask, and train nothing
     #[arg(long)]
     dry_run: bool,
@@ -59,9 +62,10 @@ pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> 
         loaded.warnings.iter().for_each(|warning| console.note(&format!("{}: {warning}", path.display())));
         stages.push(loaded.stage);
     }
+    let folder = |what, name: &str| hub::folder(what, Path::new(name), args.offline, console, stop);
     if args.dry_run {
         for stage in &stages {
-            let preview = preview_stage(stage)?;
+            let preview = preview_stage(stage, &folder("model", &stage.model.name)?)?;
             match args.json {
                 true => write_json(out, &preview)?,
                 false => write_line(out, preview.text(stage).trim_end())?,
@@ -79,10 +83,15 @@ pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> 
         {
             lora.init_adapter = Some(dir.display().to_string());
         }
+        if let Some(start) = stage.lora.as_mut().and_then(|lora| lora.init_adapter.as_mut()) {
+            *start = folder("adapter", start)?.display().to_string();
+        }
+        let base = folder("model", &stage.model.name)?;
         let dir = args.out.join(&stage.name);
         let report = report.as_ref().filter(|_| is_reported(&stage));
         let report = report.map(|report| if n_stages > 1 { report.for_stage(&stage.name) } else { report.clone() });
-        let request = StageRequest { config: &stage, out: &dir, device, resume: args.resume, report: report.as_ref() };
+        let (resume, report) = (args.resume, report.as_ref());
+        let request = StageRequest { config: &stage, base: &base, out: &dir, device, resume, report };
         let outcome = run_stage(&request, console, stop)?;
         let (training, final_dir) = (&outcome.training, outcome.final_dir.display());
         let rate = training.n_tokens as f64 / training.seconds.max(1e-9);

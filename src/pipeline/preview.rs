@@ -43,12 +43,11 @@ pub struct Span {
     pub text: String,
 }
 
-/// Reads a stage's tokenizer and records, and counts.
+/// Reads the tokenizer in `base` and a stage's records, and counts.
 ///
 /// # Errors
 /// When the model's folder or a file cannot be read, or nothing is left to train on.
-pub fn preview_stage(config: &StageConfig) -> Result<Preview, Error> {
-    let base = Path::new(&config.model.name);
+pub fn preview_stage(config: &StageConfig, base: &Path) -> Result<Preview, Error> {
     require_folder("model", base)?;
     let tokenizer = Tokenizer::load(base)?;
     let StageData { task, train, validation, .. } = load_data(config, &tokenizer)?;

@@ -24,6 +24,8 @@ use crate::train::{self, Named, Observe, Outcome, Plan, Source, Task};
 #[derive(Debug)]
 pub struct StageRequest<'a> {
     pub config: &'a StageConfig,
+    /// The folder of the base model, which the configuration may name by its place on the Hub.
+    pub base: &'a Path,
     /// Takes `config.yaml`, `metrics.jsonl`, checkpoints and `final/`.
     pub out: &'a Path,
     pub device: Device,
@@ -80,7 +82,7 @@ struct Finished {
 /// When settings, model and data do not fit together, the work fails, or a stop is requested.
 pub fn run_stage(request: &StageRequest<'_>, console: &Console, stop: &Stop) -> Result<StageOutcome, Error> {
     let config = request.config;
-    let base = Path::new(&config.model.name);
+    let base = request.base;
     require_folder("model", base)?;
     let tokenizer = Tokenizer::load(base)?;
     let data = load_data(config, &tokenizer)?;

@@ -1,7 +1,7 @@
 //! The work of each step.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -151,8 +151,9 @@ impl Steps<'_> {
         fsio::write_atomic(&self.path(&format!("configs/{name}.yaml")), |out| out.write_all(text.as_bytes()))?;
         let config = settings.stage(name, self.request.out)?;
         let out = self.path(name);
-        let request =
-            StageRequest { config: &config, out: &out, device: self.request.device, resume: true, report: None };
+        let base = Path::new(&config.model.name);
+        let device = self.request.device;
+        let request = StageRequest { config: &config, base, out: &out, device, resume: true, report: None };
         let outcome = run_stage(&request, self.console, self.stop)?.training;
         Ok(
             json!({"loss": outcome.loss, "eval_loss": outcome.eval_loss, "n_tokens": outcome.n_tokens, "seconds": outcome.seconds}),
