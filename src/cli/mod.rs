@@ -7,6 +7,7 @@ mod demo;
 mod device;
 mod eval;
 mod export;
+mod finish;
 mod hub;
 mod init;
 mod merge;

@@ -9,8 +9,10 @@ use serde_json::Value;
 use super::hub::access;
 use super::release::ReleaseArgs;
 use super::{write_json, write_line};
+use crate::decode::automaton::Automaton;
+use crate::decode::grammar::{self, Length};
 use crate::diag::{Diagnostic, Failure};
-use crate::export::{CARD_MARK, Card, card, contents_of, licence_of};
+use crate::export::{CARD_MARK, Card, Contents, card, contents_of, licence_of};
 use crate::fsio;
 use crate::hub::{Change, PushRequest, RepoId, Secrets, Upload, collect, push};
 use crate::pipeline::require_folder;
@@ -70,9 +72,9 @@ pub struct Args {
 pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> Result<(), Failure> {
     require_folder("folder", &args.dir)?;
     let mut uploads = collect(&args.dir)?;
-    if let Some(text) = make_card(args, console)? {
-        uploads.retain(|upload| upload.path != "README.md");
-        uploads.push(Upload::text("README.md", text));
+    if let Some(texts) = make_card(args, console)? {
+        uploads.retain(|upload| texts.iter().all(|(name, _)| upload.path != *name));
+        uploads.extend(texts.into_iter().map(|(name, text)| Upload::text(name, text)));
     }
     let access = access(false);
     let in_force = SECRET_VARIABLES.iter().filter_map(|name| std::env::var(name).ok());
@@ -114,8 +116,28 @@ pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> 
     write_line(out, &line)
 }
 
-/// The card, unless the folder has one of its author's.
-fn make_card(args: &Args, console: &Console) -> Result<Option<String>, Failure> {
+/// Pushes a folder with every other choice left as it is.
+///
+/// # Errors
+/// As [`run`].
+pub fn push_folder(repo: &str, dir: &Path, console: &Console, stop: &Stop, out: &mut dyn Write) -> Result<(), Failure> {
+    let args = Args {
+        repo: repo.to_owned(),
+        dir: dir.to_owned(),
+        private: true,
+        dry_run: false,
+        report: None,
+        base_model: None,
+        license: None,
+        datasets: Vec::new(),
+        release: ReleaseArgs::default(),
+        json: false,
+    };
+    run(&args, console, stop, out)
+}
+
+/// The card and the grammar that it speaks of, unless the folder has a card of its author's.
+fn make_card(args: &Args, console: &Console) -> Result<Option<[(&'static str, String); 2]>, Failure> {
     let readme = args.dir.join("README.md");
     if readme.exists() && !fsio::read_text(&readme)?.contains(CARD_MARK) {
         console.note("the folder's own README.md is pushed as it is");
@@ -141,7 +163,13 @@ fn make_card(args: &Args, console: &Console) -> Result<Option<String>, Failure> 
     }
     let licence = args.license.clone().or_else(|| licence_of(base_model.as_deref()?).map(str::to_owned));
     let release = args.release.load()?;
-    Ok(Some(card(&Card {
+    let automaton = Automaton::of(release.billable().iter().map(|billable| billable.code.to_string()));
+    // What vLLM takes, and what llama.cpp takes.
+    let (grammar_file, grammar) = match contents {
+        Contents::Gguf { .. } => ("icd10cm.gbnf", grammar::gbnf(&automaton, Length::Unbounded)),
+        _ => ("icd10cm.regex", grammar::regex(&automaton, Length::Unbounded)),
+    };
+    let text = card(&Card {
         repo: args.repo.clone(),
         contents,
         base_model,
@@ -149,9 +177,10 @@ fn make_card(args: &Args, console: &Console) -> Result<Option<String>, Failure> 
         datasets: args.datasets.clone(),
         report,
         release: release.name().to_owned(),
-        regex_file: None,
+        grammar_file: grammar_file.to_owned(),
         merge,
-    })))
+    });
+    Ok(Some([("README.md", text), (grammar_file, grammar)]))
 }
 
 fn json_in(dir: &Path, name: &str) -> Result<Option<Value>, Failure> {

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use clap::Args as ClapArgs;
 use serde_json::json;
 
+use super::finish::{Ending, FinishArgs};
+use super::push::push_folder;
 use super::{device, hub, write_json, write_line};
 use crate::config::{self, Override, StageConfig, Tracker};
 use crate::diag::Failure;
@@ -46,13 +48,38 @@ pub struct Args {
     /// Print a JSON object for each stage
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    finish: FinishArgs,
 }
 
-/// Runs the command.
+/// Runs the command, and then what was asked for at its end.
 ///
 /// # Errors
-/// When a stage file is wrong or a stage fails; finished stages are kept.
+/// When a stage file is wrong, a stage, the push or the end fails; finished stages are kept.
 pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> Result<(), Failure> {
+    let finish = args.finish.prepare()?;
+    let worked = train(args, console, stop, out).and_then(|last| match (&args.finish.push, last) {
+        (Some(repo), Some(dir)) => push_folder(repo, &dir, console, stop, out).map(|()| Ending::Pushed),
+        _ => Ok(Ending::Done),
+    });
+    if args.dry_run {
+        return worked.map(drop);
+    }
+    let ending = match &worked {
+        Ok(ending) => *ending,
+        Err(_) if stop.is_requested() => Ending::Stopped,
+        Err(_) => Ending::Failed,
+    };
+    let finished = finish.run(ending, &args.out, console);
+    if let (Err(_), Err(failure)) = (&worked, &finished) {
+        // The error of the work is the command's; this one is told beside it.
+        console.note(&failure.render());
+    }
+    worked.and(finished)
+}
+
+/// Runs the stages. Gives the folder of the last one's result; none after a dry run.
+fn train(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> Result<Option<PathBuf>, Failure> {
     let device = device::parse(&args.device)?;
     let overrides = args.overrides.iter().map(|text| text.parse()).collect::<Result<Vec<Override>, config::Error>>()?;
     // Every stage file is read before the first stage is paid for.
@@ -71,12 +98,13 @@ pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> 
                 false => write_line(out, preview.text(stage).trim_end())?,
             }
         }
-        return Ok(());
+        return Ok(None);
     }
     let is_reported = |stage: &StageConfig| stage.training.report_to.contains(&Tracker::Wandb);
     let report = if stages.iter().any(is_reported) { Some(report_settings()?) } else { None };
     let n_stages = stages.len();
     let mut previous: Option<PathBuf> = None;
+    let mut last = None;
     for mut stage in stages {
         if let (Some(lora), Some(dir)) = (&mut stage.lora, &previous)
             && lora.init_adapter.is_none()
@@ -113,9 +141,10 @@ pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> 
             let line = format!("{name}: {steps} steps, loss {loss:.4}{eval_loss}, {rate:.0} tokens/s -> {final_dir}");
             write_line(out, &line)?;
         }
+        last = Some(outcome.final_dir.clone());
         previous = stage.lora.is_some().then_some(outcome.final_dir);
     }
-    Ok(())
+    Ok(last)
 }
 
 /// What the environment says about reports to Weights & Biases.

@@ -42,8 +42,8 @@ pub struct Card {
     pub report: Option<Value>,
     /// The code release, as in `ICD-10-CM FY2026, April 1 2026`.
     pub release: String,
-    /// The file with the regular expression of the billable codes, where it is pushed too.
-    pub regex_file: Option<String>,
+    /// The file beside it with the billable codes as a grammar: a regular expression, GBNF with GGUF files.
+    pub grammar_file: String,
     /// `merge.json` of a merge.
     pub merge: Option<Value>,
 }
@@ -259,9 +259,10 @@ fn usage(card: &Card) -> String {
             constrained(card, name)
         ),
         Contents::Gguf { files } => format!(
-            "```\nllama-server --hf-repo {repo} --hf-file {}\n```\n\nFor Ollama, download the folder and run `ollama create {} \
+            "```\nllama-server --hf-repo {repo} --hf-file {}\n```\n\n`--grammar-file {}` holds llama.cpp to billable codes. For Ollama, download the folder and run `ollama create {} \
              -f Modelfile` in it.\n",
             files.first().map_or("model.gguf", String::as_str),
+            card.grammar_file,
             name.to_lowercase()
         ),
     }
@@ -269,13 +270,13 @@ fn usage(card: &Card) -> String {
 
 /// The request that lets vLLM answer with billable codes only.
 fn constrained(card: &Card, name: &str) -> String {
-    let Some(file) = &card.regex_file else { return String::new() };
+    let file = &card.grammar_file;
     format!(
         "\n`{file}` is a regular expression of the billable codes, joined by commas. With it vLLM can answer with nothing \
          else:\n\n```python\nfrom openai import OpenAI\n\nclient = OpenAI(base_url=\"http://localhost:8000/v1\", api_key=\"none\")\n\
          answer = client.chat.completions.create(\n    model=\"{name}\",\n    temperature=0,\n    messages=[...],  # the system \
          prompt of the training records, then the text\n    extra_body={{\"structured_outputs\": {{\"regex\": \
-         open(\"{file}\").read().strip()}}}},\n)\n```\n"
+         open(\"{file}\").read()}}}},\n)\n```\n"
     )
 }
 
@@ -317,7 +318,7 @@ mod tests {
             report: Some(json!({"overall": {"n": 40, "exact_match": 0.75, "f1": 0.8,
                 "intervals": {"exact_match": [0.7, 0.8], "f1": [0.77, 0.83]}}})),
             release: "ICD-10-CM FY2026".into(),
-            regex_file: Some("icd10cm.regex".into()),
+            grammar_file: "icd10cm.regex".into(),
             merge: None,
         }
     }

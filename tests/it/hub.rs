@@ -185,7 +185,7 @@ fn a_push_makes_a_private_repository_and_a_second_one_changes_nothing() {
     let user = User::new();
     adapter(&user, "a");
     let listed = user.succeeds(&[&PUSH[..], &["--dry-run"]].concat());
-    assert!(listed.contains("README.md") && listed.contains("3 of 3 files would go to"), "{listed}");
+    assert!(listed.contains("README.md") && listed.contains("4 of 4 files would go to"), "{listed}");
     assert!(!listed.contains(".env") && !listed.contains("checkpoint"), "{listed}");
     assert!(user.hub.repo("acme/new").is_none(), "a dry run made the repository");
 
@@ -196,8 +196,11 @@ fn a_push_makes_a_private_repository_and_a_second_one_changes_nothing() {
     let tree = &repo.head().tree;
     assert_eq!(
         tree.keys().collect::<Vec<_>>(),
-        [".gitattributes", "README.md", "adapter_config.json", "adapter_model.safetensors"]
+        [".gitattributes", "README.md", "adapter_config.json", "adapter_model.safetensors", "icd10cm.regex"]
     );
+    let Stored::Inline(regex) = &tree["icd10cm.regex"] else { panic!("the regular expression is large") };
+    let regex = regex::Regex::new(&format!("^(?:{})$", String::from_utf8(regex.clone()).unwrap())).unwrap();
+    assert!(regex.is_match("S82.201A, V18.4XXA") && !regex.is_match("S82.201") && !regex.is_match("I10, "));
     let weights = std::fs::read(user.home.path().join("a/adapter_model.safetensors")).unwrap();
     let expected = Stored::Large { sha256: sha256(&weights), size: weights.len() as u64 };
     assert_eq!(tree["adapter_model.safetensors"], expected);

@@ -9,6 +9,7 @@ mod data;
 mod data_pairs;
 mod demo;
 mod eval;
+mod finish;
 mod golden;
 mod golden_adapter;
 mod golden_generate;
