@@ -48,7 +48,8 @@ pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> 
     write_line(
         out,
         &format!(
-            "\nTry it:\n  axismapper predict --model {} \"I fell off a ladder and broke my left tibia. First visit.\"",
+            "\nThe page to read: {}\nTry it:\n  axismapper predict --model {} \"I fell off a ladder and broke my left tibia. First visit.\"",
+            args.out.join("report.html").display(),
             merged.display()
         ),
     )

@@ -52,6 +52,7 @@ fn every_step_leaves_its_results_and_a_second_run_does_nothing() {
         "merged/generation_config.json",
         "merged/merge.json",
         "report.json",
+        "report.html",
     ] {
         assert!(dir.path().join(file).is_file(), "{file}");
     }

@@ -115,7 +115,7 @@ fn a_small_difference_is_not_called_one() {
     let after = score_all(&answers(0, 40, |idx| ![5, 6, 7].contains(&idx)), &release);
     let found = compare(Side { name: "a", records: &before }, Side { name: "b", records: &after }, 1).unwrap();
     assert_eq!((found.n_gained, found.n_lost, found.verdict), (1, 3, Verdict::Undecided));
-    assert_eq!(found.p_value, 0.625);
+    assert!((found.p_value - 0.625).abs() < 1e-12, "{}", found.p_value);
     assert!(
         found.statement.starts_with("No difference between `b` and `a` that these records can show"),
         "{}",
@@ -138,7 +138,9 @@ fn a_report_can_be_read_again_and_compared_with() {
     assert_eq!(lines, 20, "a record is a line");
     let json: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert_eq!((&json["name"], &json["overall"]["exact_match"]), (&"first".into(), &0.25.into()));
-    let mut summary = serde_json::to_value(evaluation.summary()).unwrap();
+    // Through text, because reading a number may cost its last bit.
+    let summary = serde_json::to_string(&evaluation.summary()).unwrap();
+    let mut summary: serde_json::Value = serde_json::from_str(&summary).unwrap();
     summary["records"] = json["records"].clone();
     assert_eq!(json, summary);
 
