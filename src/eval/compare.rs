@@ -3,6 +3,7 @@
 //! Exact match is compared by McNemar's exact test (McNemar 1947) on the records that only one of the two got right;
 //! every figure by a paired bootstrap, in which both sides draw the same records.
 
+use indicatif::HumanCount;
 use serde::{Serialize, Serializer};
 
 use super::interval::{Interval, bootstrap};
@@ -162,7 +163,7 @@ fn statement(of: &Comparison) -> String {
     let rise = of.differences[0];
     let percent = |share: f64| format!("{:.1}", 100.0 * share);
     let [from, to] = [rise.before, rise.after].map(percent);
-    let moved = format!("exact match {from} % -> {to} % on the same {n} records");
+    let moved = format!("exact match {from} % -> {to} % on the same {} records", HumanCount(*n as u64));
     let turned = format!("{n_gained} wrong answers turned right, {n_lost} right ones wrong");
     let mut text = match of.verdict {
         Verdict::Undecided if n_gained + n_lost == 0 => {
@@ -185,7 +186,7 @@ fn statement(of: &Comparison) -> String {
     };
     let named = |wanted: Verdict| -> Vec<String> {
         let differ = Figures::NAMES.iter().zip(&of.differences).skip(1).filter(|(_, found)| found.verdict == wanted);
-        differ.map(|(name, _)| name.replace('_', " ")).collect()
+        differ.map(|(name, _)| name.replace('_', " ").replace("f1", "F1")).collect()
     };
     for (verdict, word) in [(Verdict::Better, "better"), (Verdict::Worse, "worse")] {
         let names = named(verdict);

@@ -92,8 +92,8 @@ fn tiles(result: &Stage) -> String {
 
 fn bound_text(bound: Bound) -> String {
     match bound {
-        Bound::AtLeast(least) => format!("≥ {:.0} %", 100.0 * least),
-        Bound::Below(limit) => format!("&lt; {:.0} %", 100.0 * limit),
+        Bound::AtLeast(least) => format!("≥\u{a0}{:.0}\u{a0}%", 100.0 * least),
+        Bound::Below(limit) => format!("&lt;\u{a0}{:.0}\u{a0}%", 100.0 * limit),
     }
 }
 
@@ -106,16 +106,11 @@ fn comparisons(comparisons: &[Comparison]) -> String {
         String::from("<section>\n<h2>Is it better?</h2>\n<p class=\"lead\">The same records, before and after.</p>\n");
     for comparison in comparisons {
         let (class, head) = match comparison.verdict {
-            Verdict::Better => ("better", "▲ Better than"),
-            Verdict::Worse => ("worse", "▼ Worse than"),
-            Verdict::Undecided => ("", "= No difference shown to"),
+            Verdict::Better => ("better", "▲ Better"),
+            Verdict::Worse => ("worse", "▼ Worse"),
+            Verdict::Undecided => ("", "= No difference shown"),
         };
-        let _ = writeln!(
-            html,
-            r#"<div class="verdict {class}"><b>{head} {}</b>{}</div>"#,
-            Text(&comparison.before),
-            Text(&comparison.statement)
-        );
+        let _ = writeln!(html, r#"<div class="verdict {class}"><b>{head}</b>{}</div>"#, Text(&comparison.statement));
     }
     html + "</section>\n"
 }

@@ -126,8 +126,8 @@ fn the_figures_on_the_page_are_those_of_the_report() {
         .filter(|node| node.attribute("class").is_some_and(|class| class.starts_with("status")))
         .filter_map(|node| node.text())
         .collect();
-    assert_eq!(statuses[0], "✓ target met (≥ 65 %)");
-    assert_eq!(statuses[1], "✗ target missed (≥ 84 %)");
+    assert_eq!(statuses[0], "✓ target met (≥\u{a0}65\u{a0}%)");
+    assert_eq!(statuses[1], "✗ target missed (≥\u{a0}84\u{a0}%)");
     // One confusion, of S82 with S92; one card, with the wrong code in words.
     let hits: Vec<_> =
         document.descendants().filter(|n| n.attribute("class") == Some("hit")).map(|n| n.text()).collect();
