@@ -346,6 +346,9 @@ impl Sender {
         self.send_metadata(&service, &names)?;
         while !self.is_complete {
             self.drain(queue);
+            if self.start.service.is_none() {
+                return Ok(());
+            }
             let (body, in_flight) = self.next_post();
             let is_quiet = self.last_post.elapsed() < self.start.pace.heartbeat_every;
             if body.is_empty() && is_quiet {
