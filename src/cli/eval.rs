@@ -3,17 +3,21 @@
 use std::ffi::OsStr;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::{Args as ClapArgs, ValueEnum};
 
+use super::constrain::ConstrainArgs;
 use super::model::{ModelArgs, load_model};
 use super::release::ReleaseArgs;
 use super::{write_indented_json, write_line};
 use crate::codes::Release;
+use crate::decode::Constraint;
 use crate::diag::{Diagnostic, Failure};
 use crate::eval::{Answer, Earlier, Error, Evaluation, Key, Stage, answers, pair, read_answers, search_answers};
 use crate::fsio;
 use crate::pipeline::{Question, confidences, load_questions};
+use crate::predict::{self, Options, Prediction};
 use crate::stop::Stop;
 use crate::track::Console;
 
@@ -38,6 +42,8 @@ pub struct Args {
     /// What the result is called in the report
     #[arg(long)]
     name: Option<String>,
+    #[command(flatten)]
+    constrain: ConstrainArgs,
     #[command(flatten)]
     release: ReleaseArgs,
     /// Folder for report.html, report.json and, of a model, predictions.jsonl
@@ -101,7 +107,7 @@ struct Columns {
 /// # Errors
 /// When a file or the model cannot be read, the evaluations have nothing in common, or a stop is requested.
 pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> Result<(), Failure> {
-    let release = args.release.load()?;
+    let release = Arc::new(args.release.load()?);
     let earlier: Vec<Earlier> = args.compare.iter().map(|path| Earlier::read(path)).collect::<Result<_, _>>()?;
     let columns = match (args.predictions.split_last(), &args.data) {
         (Some((last, before)), _) => stored(last, before)?,
@@ -110,7 +116,7 @@ pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> 
             check_related(args, &earlier, &questions)?;
             match (args.baseline, &args.model.model) {
                 (Some(Baseline::Search), None) => searched(questions, &release, console, stop)?,
-                _ => from_model(args, questions, console, stop)?,
+                _ => from_model(args, questions, &release, console, stop)?,
             }
         }
     };
@@ -168,18 +174,37 @@ fn check_related(args: &Args, earlier: &[Earlier], questions: &[Question]) -> Re
 }
 
 /// The model's answers, stored before anything else is done with them.
-fn from_model(args: &Args, questions: Vec<Question>, console: &Console, stop: &Stop) -> Result<Columns, Failure> {
+fn from_model(
+    args: &Args,
+    questions: Vec<Question>,
+    release: &Arc<Release>,
+    console: &Console,
+    stop: &Stop,
+) -> Result<Columns, Failure> {
     let (mut model, tokenizer) = load_model(&args.model, console, stop)?;
     let prompts: Vec<_> = questions.iter().map(|question| question.prompt.clone()).collect();
     let progress = console.bar("answering", prompts.len() as u64);
-    let outputs = answers(&mut model, &tokenizer, &prompts, args.batch_size, stop, |n| progress.advance(n))?;
-    progress.finish();
-    let progress = console.bar("weighing", prompts.len() as u64);
-    let confidences = confidences(&mut model, &tokenizer, &prompts, &outputs, stop, |n| progress.advance(n))?;
-    progress.finish();
+    let outputs: Vec<(String, Option<f64>)> = if args.constrain.constrains() {
+        let constraint = Constraint::new(Arc::clone(release), &tokenizer, args.constrain.rules())?;
+        let options = Options { batch_size: args.batch_size, constraint: Some(Arc::new(constraint)) };
+        let mut predictions = vec![Prediction::default(); prompts.len()];
+        predict::predict(&mut model, &tokenizer, &prompts, &options, stop, |idx, prediction| {
+            predictions[idx] = prediction;
+            progress.advance(1);
+        })?;
+        progress.finish();
+        predictions.into_iter().map(|prediction| (prediction.output, prediction.confidence)).collect()
+    } else {
+        let outputs = answers(&mut model, &tokenizer, &prompts, args.batch_size, stop, |n| progress.advance(n))?;
+        progress.finish();
+        let progress = console.bar("weighing", prompts.len() as u64);
+        let confidences = confidences(&mut model, &tokenizer, &prompts, &outputs, stop, |n| progress.advance(n))?;
+        progress.finish();
+        outputs.into_iter().zip(confidences).collect()
+    };
     let answers: Vec<Answer> = questions
         .into_iter()
-        .zip(outputs.into_iter().zip(confidences))
+        .zip(outputs)
         .map(|(question, (output, confidence))| question.answered(output, confidence))
         .collect();
     if let Some(dir) = &args.out {

@@ -182,3 +182,28 @@ fn a_server_is_asked_and_an_interrupted_run_goes_on() {
     assert_eq!(last["model"], "other");
     assert!(last["structured_outputs"]["regex"].as_str().unwrap().len() > 50_000);
 }
+
+#[test]
+fn evaluation_answers_with_codes_unless_the_model_may_say_what_it_likes() {
+    let dir = tempfile::tempdir().unwrap();
+    write_folder(&dir.path().join("m"), 1);
+    let line = |text: &str| {
+        json!({"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "I10"}]}).to_string()
+    };
+    std::fs::write(dir.path().join("q.jsonl"), ["it hurts", "fever", "cough"].map(line).join("\n")).unwrap();
+    let compliance = |more: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_axismapper"))
+            .current_dir(dir.path())
+            .args(["--quiet", "eval", "--model", "m", "--data", "q.jsonl", "--out", "r"])
+            .args(more)
+            .output()
+            .unwrap();
+        stdout(&output);
+        let answers = lines(&std::fs::read_to_string(dir.path().join("r/predictions.jsonl")).unwrap());
+        assert!(answers.iter().all(|answer| answer["confidence"].is_number()), "{answers:?}");
+        let is_codes =
+            |answer: &&Value| answer["output"].as_str().unwrap().split(", ").all(|part| Code::parse(part).is_ok());
+        answers.iter().filter(is_codes).count()
+    };
+    assert_eq!((compliance(&[]), compliance(&["--no-constrain"])), (3, 0));
+}
