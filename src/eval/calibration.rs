@@ -35,7 +35,8 @@ pub struct Calibration {
     pub bins: Vec<Bin>,
     /// Accuracy of the surest answers, from few to all.
     pub coverage: Vec<Coverage>,
-    /// For each wanted accuracy the lowest confidence that reaches it; left out where none does.
+    /// For each wanted accuracy the lowest confidence that reaches it; left out where none does with so many answers
+    /// that one wrong among them would be allowed (100 for 99 %), because fewer say nothing about it.
     pub thresholds: Vec<Threshold>,
 }
 
@@ -59,6 +60,8 @@ pub struct Bin {
 pub struct Coverage {
     /// The least confidence among them.
     pub confidence: f64,
+    /// Their number.
+    pub n: usize,
     /// Their share of all answers.
     pub coverage: f64,
     /// The share of right answers among them.
@@ -120,8 +123,9 @@ impl Calibration {
         text.push('.');
         for Threshold { wanted, reached } in &self.thresholds {
             text += &format!(
-                "\nFrom confidence {:.3} on, {:.1} % of the answers, at least {:.0} % are right.",
+                "\nFrom confidence {:.3} on ({} answers, {:.1} %), at least {:.0} % are right.",
                 reached.confidence,
+                reached.n,
                 100.0 * reached.coverage,
                 100.0 * wanted
             );
@@ -157,6 +161,7 @@ fn steps(answers: &[(f64, bool)]) -> Vec<Coverage> {
         n_right += equals.iter().filter(|(_, is_right)| *is_right).count();
         Coverage {
             confidence: equals[0].0,
+            n,
             coverage: n as f64 / answers.len() as f64,
             accuracy: n_right as f64 / n as f64,
             interval: wilson(n_right, n),
@@ -179,7 +184,8 @@ fn curve(steps: &[Coverage]) -> Vec<Coverage> {
 }
 
 fn threshold(steps: &[Coverage], wanted: f64) -> Option<Threshold> {
-    let reached = steps.iter().rev().find(|step| step.accuracy >= wanted)?;
+    let is_enough = |step: &&Coverage| step.n as f64 * (1.0 - wanted) >= 1.0 - 1e-9;
+    let reached = steps.iter().rev().filter(is_enough).find(|step| step.accuracy >= wanted)?;
     Some(Threshold { wanted, reached: *reached })
 }
 
@@ -232,9 +238,21 @@ mod tests {
         close(found.auroc.unwrap(), 5.5 / 6.0);
         let curve: Vec<_> = found.coverage.iter().map(|point| (point.coverage, point.accuracy)).collect();
         assert_eq!(curve, [(0.2, 1.0), (0.4, 1.0), (0.8, 0.75), (1.0, 0.6)]);
-        let thresholds: Vec<_> =
-            found.thresholds.iter().map(|found| (found.wanted, found.reached.confidence)).collect();
-        assert_eq!(thresholds, [(0.90, 0.9), (0.95, 0.9), (0.99, 0.9)]);
+        // Of five answers none can be said to be right in 90 % of cases.
+        assert_eq!(found.thresholds, []);
+    }
+
+    #[test]
+    fn a_threshold_is_the_lowest_that_enough_answers_stand_on() {
+        // Confidence 0.9: 10 right. 0.8: 9 right, 1 wrong. 0.7: 5 wrong.
+        let mut answers = vec![(0.9, true); 10];
+        answers.extend([(0.8, true); 9]);
+        answers.extend([(0.8, false); 1]);
+        answers.extend([(0.7, false); 5]);
+        let found = Calibration::of(&records(&answers)).unwrap().thresholds;
+        // 19 of 20 are 95 %, and one wrong of 20 is allowed; 99 % cannot be told from 25 answers.
+        let found: Vec<_> = found.iter().map(|one| (one.wanted, one.reached.confidence, one.reached.n)).collect();
+        assert_eq!(found, [(0.90, 0.8, 20), (0.95, 0.8, 20)]);
     }
 
     #[test]

@@ -204,16 +204,17 @@ fn confidence(calibration: &Calibration, others: &[Stage]) -> String {
     );
     if calibration.thresholds.is_empty() {
         return html
-            + "<p class=\"lead\">No threshold of confidence makes 90 % of the answers above it right.</p>\n</section>\n";
+            + "<p class=\"lead\">No confidence sets enough answers apart of which 90 % are right.</p>\n</section>\n";
     }
     html += "<div class=\"scroll\"><table><thead><tr><th>Right, wanted</th><th class=\"n\">Confidence from</th><th class=\"n\">Answers above it</th><th class=\"n\">Right among them</th></tr></thead>\n<tbody>\n";
     for threshold in &calibration.thresholds {
         let reached = threshold.reached;
         let _ = writeln!(
             html,
-            "<tr><td>≥ {:.0} %</td><td class=\"n\">{:.4}</td><td class=\"n\">{} %</td><td class=\"n\">{} % <span class=\"note\">{}–{}</span></td></tr>",
+            "<tr><td>≥ {:.0} %</td><td class=\"n\">{:.4}</td><td class=\"n\">{} <span class=\"note\">({} %)</span></td><td class=\"n\">{} % <span class=\"note\">{}–{}</span></td></tr>",
             100.0 * threshold.wanted,
             reached.confidence,
+            count(reached.n),
             percent(reached.coverage),
             percent(reached.accuracy),
             percent(reached.interval.low),

@@ -63,7 +63,8 @@ fn stages_are_compared_and_put_on_one_page() {
     let heads: Vec<&str> = text.lines().next().unwrap().split_whitespace().collect();
     assert_eq!(heads, ["%", "search", "base", "SFT", "target"]);
     assert!(text.contains("No difference between `SFT` and `base`"), "{text}");
-    assert!(text.contains("From confidence 0.900 on, 100.0 % of the answers, at least 99 % are right."), "{text}");
+    assert!(text.contains("Confidence of 3 answers: calibration error 10.0 %"), "{text}");
+    assert!(!text.contains("From confidence"), "three answers are too few for a threshold: {text}");
     let report = read(&dir.join("r/report.json"));
     assert_eq!((&report["name"], &report["others"][0]["name"]), (&"SFT".into(), &"search".into()));
     assert_eq!(report["others"][1]["overall"]["n"], 3);
