@@ -200,7 +200,13 @@ impl Sender {
     fn receive(&mut self, message: Message) {
         match message {
             Message::Line(line) => self.take(line),
-            Message::Finish(finish) => self.finish = Some(finish),
+            Message::Finish(finish) => {
+                // The shortest run has a sample, wherever it was when its end came.
+                if self.n_samples == 0 {
+                    self.sample();
+                }
+                self.finish = Some(finish);
+            }
         }
     }
 
@@ -590,9 +596,6 @@ impl Sender {
     // The end.
 
     fn end(mut self, queue: &Receiver<Message>) {
-        if self.n_samples == 0 {
-            self.sample();
-        }
         let Some(&Finish { exit_code, deadline, .. }) = self.finish.as_ref() else { return };
         // Waits start short again: the end is near.
         self.n_faults = if self.is_away { self.start.pace.n_faults_away } else { 0 };
