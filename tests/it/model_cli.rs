@@ -145,9 +145,16 @@ fn wrong_requests_are_named() {
     assert!(!dir.join("dry").exists() && !dir.join("x").exists());
 }
 
-/// The peak memory of a run in bytes, from the kernel's own high-water mark.
+/// The peak memory of a command in bytes, the largest of three runs: on a busy machine the last look at a run can come
+/// long before its end.
 #[cfg(target_os = "linux")]
 fn peak_memory(dir: &Path, args: &[&str]) -> u64 {
+    (0..3).map(|_| peak_memory_of_a_run(dir, args)).max().unwrap()
+}
+
+/// The peak memory of a run in bytes, from the kernel's own high-water mark.
+#[cfg(target_os = "linux")]
+fn peak_memory_of_a_run(dir: &Path, args: &[&str]) -> u64 {
     let mut child = Command::new(env!("CARGO_BIN_EXE_axismapper"))
         .current_dir(dir)
         .arg("--quiet")
