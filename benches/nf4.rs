@@ -14,7 +14,7 @@ fn loops(criterion: &mut Criterion) {
     let source = rng.normal(&[ROWS, COLUMNS], 0.02).unwrap().to_kind(Kind::BFloat16);
     let mut group = criterion.benchmark_group("nf4");
     group.sample_size(20).throughput(Throughput::Elements((ROWS * COLUMNS) as u64));
-    for isa in [Isa::Portable, Isa::Avx2, Isa::Avx512].into_iter().filter(|isa| isa.is_available()) {
+    for isa in [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16].into_iter().filter(|isa| isa.is_available()) {
         let weight = Nf4::quantize(&source).unwrap().with_dtype(Kind::BFloat16).with_isa(isa);
         for kind in [Kind::Float, Kind::BFloat16] {
             let mut out = weight.dequantize(kind).unwrap();

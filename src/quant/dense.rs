@@ -8,7 +8,7 @@ use crate::tensor::{as_slice, as_slice_mut};
 
 /// Whether [`multiply_dense`] is worth calling: a contiguous bf16 matrix on the CPU, and vector instructions for it.
 pub fn can_multiply_dense(weight: &Tensor) -> bool {
-    Isa::best() == Isa::Avx512
+    matches!(Isa::best(), Isa::Avx512 | Isa::Avx512Bf16)
         && weight.device() == Device::Cpu
         && weight.kind() == Kind::BFloat16
         && weight.is_contiguous()
@@ -29,9 +29,18 @@ fn multiply_with(isa: Isa, weight: &Tensor, x: &Tensor) -> Result<Tensor> {
     if found != columns {
         return Err(Error::BufferSize { found: found as usize, expected: columns as usize });
     }
-    let x = x.f_detach()?.f_to_kind(Kind::Float)?.f_contiguous()?;
+    let x = x.f_detach()?.f_contiguous()?;
     let mut out = Tensor::f_empty([rows, n], (Kind::Float, Device::Cpu))?;
-    kernels::multiply_dense(isa, as_slice(weight)?, as_slice(&x)?, n as usize, as_slice_mut(&mut out)?);
+    match (isa, x.f_kind().map_err(crate::tensor::Error::from)?) {
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx512Bf16, Kind::BFloat16) => {
+            kernels::multiply_dense_bf16(as_slice(weight)?, as_slice(&x)?, n as usize, as_slice_mut(&mut out)?);
+        }
+        _ => {
+            let x = x.f_to_kind(Kind::Float)?;
+            kernels::multiply_dense(isa, as_slice(weight)?, as_slice(&x)?, n as usize, as_slice_mut(&mut out)?);
+        }
+    }
     Ok(out.f_transpose(0, 1)?.f_contiguous()?)
 }
 
@@ -50,7 +59,7 @@ mod tests {
             let exact = x_wide.matmul(&wide.transpose(0, 1));
             // Sums in f32: an error of a few f32 steps of the sum of absolute products.
             let bound = x_wide.abs().matmul(&wide.abs().transpose(0, 1)) * 1e-6;
-            for isa in [Isa::Portable, Isa::Avx512].into_iter().filter(|isa| isa.is_available()) {
+            for isa in [Isa::Portable, Isa::Avx512, Isa::Avx512Bf16].into_iter().filter(|isa| isa.is_available()) {
                 let found = multiply_with(isa, &weight, &x).unwrap();
                 assert_eq!((found.size(), found.kind()), (vec![n, rows], Kind::Float));
                 let excess = ((found.to_kind(Kind::Double) - &exact).abs() - &bound).max().double_value(&[]);

@@ -160,10 +160,19 @@ impl Nf4 {
             (rounding, Kind::Float | Kind::BFloat16) => rounding,
             (_, other) => return Err(Error::OutputType(other)),
         };
-        let wide = x.f_detach()?.f_to_kind(Kind::Float)?.f_contiguous()?;
         let mut out = Tensor::f_empty([rows as i64, n], (Kind::Float, Device::Cpu))?;
         let source = self.source()?;
-        kernels::multiply(self.isa, &source, rounding, as_slice(&wide)?, n as usize, as_slice_mut(&mut out)?);
+        let x = x.f_detach()?.f_contiguous()?;
+        match (self.isa, kind) {
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512Bf16, Kind::BFloat16) => {
+                kernels::multiply_bf16(&source, rounding, as_slice(&x)?, n as usize, as_slice_mut(&mut out)?);
+            }
+            _ => {
+                let wide = x.f_to_kind(Kind::Float)?;
+                kernels::multiply(self.isa, &source, rounding, as_slice(&wide)?, n as usize, as_slice_mut(&mut out)?);
+            }
+        }
         Ok(out.f_transpose(0, 1)?.f_to_kind(kind)?.f_contiguous()?)
     }
 }
@@ -197,7 +206,7 @@ mod tests {
 
     /// Instruction sets that this processor has.
     fn isas() -> Vec<Isa> {
-        [Isa::Portable, Isa::Avx2, Isa::Avx512].into_iter().filter(|isa| isa.is_available()).collect()
+        [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16].into_iter().filter(|isa| isa.is_available()).collect()
     }
 
     #[test]

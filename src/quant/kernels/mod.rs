@@ -7,6 +7,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512bf16;
 mod portable;
 
 use half::bf16;
@@ -39,6 +41,8 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW and VL.
     Avx512,
+    /// The same and its bf16 products, which the activations of a bf16 model are multiplied with.
+    Avx512Bf16,
 }
 
 impl Isa {
@@ -56,6 +60,8 @@ impl Isa {
                     && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512vl")
             }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16 => Self::Avx512.is_available() && is_x86_feature_detected!("avx512bf16"),
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
         }
@@ -63,7 +69,10 @@ impl Isa {
 
     /// The best that the processor has.
     pub fn best() -> Self {
-        [Self::Avx512, Self::Avx2].into_iter().find(|isa| isa.is_available()).unwrap_or(Self::Portable)
+        [Self::Avx512Bf16, Self::Avx512, Self::Avx2]
+            .into_iter()
+            .find(|isa| isa.is_available())
+            .unwrap_or(Self::Portable)
     }
 }
 
@@ -147,7 +156,7 @@ pub fn quantize<T: Quantizable>(isa: Isa, values: &[T], packed: &mut [u8], absma
                 wide.iter_mut().zip(block).for_each(|(wide, value)| *wide = value.widen());
                 *absmax = match isa {
                     #[cfg(target_arch = "x86_64")]
-                    Isa::Avx512 => avx512::quantize_block(wide, packed),
+                    Isa::Avx512 | Isa::Avx512Bf16 => avx512::quantize_block(wide, packed),
                     #[cfg(target_arch = "x86_64")]
                     Isa::Avx2 => avx2::quantize_block(wide, packed),
                     _ => portable::quantize_block(wide, packed),
@@ -171,7 +180,7 @@ fn for_each_task<T: Send>(source: &Source<'_>, out: &mut [T], expand: impl Fn(&[
 pub fn dequantize_f32(isa: Isa, source: &Source<'_>, rounding: Rounding, out: &mut [f32]) {
     for_each_task(source, out, |packed, scales, out| match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => avx512::dequantize_f32(packed, scales, rounding, out),
+        Isa::Avx512 | Isa::Avx512Bf16 => avx512::dequantize_f32(packed, scales, rounding, out),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => avx2::dequantize_f32(packed, scales, rounding, out),
         _ => portable::dequantize(packed, scales, out, |scale| table(scale, rounding)),
@@ -182,7 +191,7 @@ pub fn dequantize_f32(isa: Isa, source: &Source<'_>, rounding: Rounding, out: &m
 pub fn dequantize_bf16(isa: Isa, source: &Source<'_>, rounding: Rounding, out: &mut [bf16]) {
     for_each_task(source, out, |packed, scales, out| match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => avx512::dequantize_bf16(packed, scales, rounding, out),
+        Isa::Avx512 | Isa::Avx512Bf16 => avx512::dequantize_bf16(packed, scales, rounding, out),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => avx2::dequantize_bf16(packed, scales, rounding, out),
         _ => portable::dequantize(packed, scales, out, |scale| table_bf16(scale, rounding).map(bf16::from_bits)),
@@ -195,13 +204,42 @@ pub fn multiply(isa: Isa, source: &Source<'_>, rounding: Rounding, x: &[f32], n:
     if n == 0 || out.is_empty() {
         return;
     }
-    let (rows, columns) = (out.len() / n, x.len() / n);
     let lanes = match isa {
-        Isa::Avx512 => 16,
+        Isa::Avx512 | Isa::Avx512Bf16 => 16,
         Isa::Avx2 => 8,
         Isa::Portable => 1,
     };
     let x = by_nibble(x, lanes);
+    for_each_row(source, &x, n, out, |packed, scales, x, out| match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 | Isa::Avx512Bf16 => avx512::multiply_row(packed, scales, rounding, x, out),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => avx2::multiply_row(packed, scales, rounding, x, out),
+        _ => portable::multiply_row(packed, scales, rounding, x, out),
+    });
+}
+
+/// As [`multiply`] with bf16 products, [`Isa::Avx512Bf16`], for activations in bf16 and a `rounding` that ends there.
+#[cfg(target_arch = "x86_64")]
+pub fn multiply_bf16(source: &Source<'_>, rounding: Rounding, x: &[bf16], n: usize, out: &mut [f32]) {
+    if n == 0 || out.is_empty() {
+        return;
+    }
+    let x = avx512bf16::by_nibble(x);
+    for_each_row(source, &x, n, out, |packed, scales, x, out| {
+        avx512bf16::multiply_row(packed, scales, rounding, x, out)
+    });
+}
+
+/// Shares out the rows of a weight: calls `multiply_row` with a row's bytes and scales, up to four rows of `x`, and their sums.
+fn for_each_row<T: Sync>(
+    source: &Source<'_>,
+    x: &[T],
+    n: usize,
+    out: &mut [f32],
+    multiply_row: impl Fn(&[u8], &[f32], &[T], &mut [f32]) + Sync,
+) {
+    let (rows, columns) = (out.len() / n, x.len() / n);
     let blocks = columns / BLOCK;
     let multiply_rows = |first: usize, out: &mut [f32]| {
         let mut scales = vec![0f32; blocks];
@@ -209,13 +247,7 @@ pub fn multiply(isa: Isa, source: &Source<'_>, rounding: Rounding, x: &[f32], n:
             source.scales.fill((first + idx) * blocks, &mut scales);
             let packed = &source.packed[(first + idx) * (columns / 2)..][..columns / 2];
             for (x, out) in x.chunks(MAX_ROWS * columns).zip(out.chunks_mut(MAX_ROWS)) {
-                match isa {
-                    #[cfg(target_arch = "x86_64")]
-                    Isa::Avx512 => avx512::multiply_row(packed, &scales, rounding, x, out),
-                    #[cfg(target_arch = "x86_64")]
-                    Isa::Avx2 => avx2::multiply_row(packed, &scales, rounding, x, out),
-                    _ => portable::multiply_row(packed, &scales, rounding, x, out),
-                }
+                multiply_row(packed, &scales, x, out);
             }
         }
     };
@@ -228,6 +260,27 @@ pub fn multiply(isa: Isa, source: &Source<'_>, rounding: Rounding, x: &[f32], n:
 
 /// `out[row][i] = sum(weight[row] * x[i])` for a bf16 matrix, `n` rows of `x` `[n, columns]`; `out` is `[rows, n]`.
 pub fn multiply_dense(isa: Isa, weight: &[bf16], x: &[f32], n: usize, out: &mut [f32]) {
+    for_each_dense_row(weight, x, n, out, |row, x| match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 | Isa::Avx512Bf16 => avx512::dot_dense(row, x),
+        _ => portable::dot_dense(row, x),
+    });
+}
+
+/// As [`multiply_dense`] with bf16 products, [`Isa::Avx512Bf16`], for activations in bf16.
+#[cfg(target_arch = "x86_64")]
+pub fn multiply_dense_bf16(weight: &[bf16], x: &[bf16], n: usize, out: &mut [f32]) {
+    for_each_dense_row(weight, x, n, out, avx512bf16::dot_dense);
+}
+
+/// Shares out the rows of a bf16 matrix: calls `dot` with each and every row of `x`.
+fn for_each_dense_row<T: Sync>(
+    weight: &[bf16],
+    x: &[T],
+    n: usize,
+    out: &mut [f32],
+    dot: impl Fn(&[bf16], &[T]) -> f32 + Sync,
+) {
     if n == 0 || out.is_empty() {
         return;
     }
@@ -236,11 +289,7 @@ pub fn multiply_dense(isa: Isa, weight: &[bf16], x: &[f32], n: usize, out: &mut 
     out.par_chunks_mut(task_rows * n).zip(weight.par_chunks(task_rows * columns)).for_each(|(out, weight)| {
         for (out, row) in out.chunks_mut(n).zip(weight.chunks(columns)) {
             for (out, x) in out.iter_mut().zip(x.chunks(columns)) {
-                *out = match isa {
-                    #[cfg(target_arch = "x86_64")]
-                    Isa::Avx512 => avx512::dot_dense(row, x),
-                    _ => portable::dot_dense(row, x),
-                };
+                *out = dot(row, x);
             }
         }
     });
