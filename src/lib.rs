@@ -26,6 +26,7 @@
 //! | [`export`] | the merged model, GGUF files | adapter + base → Hugging Face folder |
 //! | [`hub`] | the Hugging Face Hub: fetch, push | names ↔ folders |
 //! | [`pipeline`] | stages in order | |
+//! | [`doctor`] | what can be known before a run is paid for | machine, services, stage → checks, estimate |
 //! | [`cli`] | the `axismapper` program | |
 
 pub mod adapter;
@@ -35,6 +36,7 @@ pub mod config;
 pub mod data;
 pub mod decode;
 pub mod diag;
+pub mod doctor;
 pub mod eval;
 pub mod export;
 pub mod fsio;

@@ -1,10 +1,12 @@
 //! The `axismapper` program: arguments in, results to stdout, progress and errors to stderr.
 
 mod codes;
+mod completions;
 mod constrain;
 mod data;
 mod demo;
 mod device;
+mod doctor;
 mod eval;
 mod export;
 mod finish;
@@ -19,6 +21,7 @@ mod quantize;
 mod release;
 mod score;
 mod serve;
+mod style;
 mod train;
 
 use std::io::{self, Write};
@@ -59,10 +62,19 @@ enum Command {
     Export(export::Args),
     Push(push::Args),
     Pull(pull::Args),
+    Doctor(doctor::Args),
+    Completions(completions::CompletionsArgs),
+    Man(completions::ManArgs),
+}
+
+/// The definition of every command and argument, for what reads them: completions, man pages, tests of the docs.
+pub fn definition() -> clap::Command {
+    <Cli as clap::CommandFactory>::command()
 }
 
 /// Runs the program with the process's arguments.
 pub fn main() -> ExitCode {
+    install_panic_hook();
     let cli = Cli::parse();
     let stop = Stop::default();
     install_signal_handler(&stop);
@@ -95,6 +107,9 @@ fn run(cli: Cli, stop: &Stop, out: &mut dyn Write) -> Result<(), Failure> {
         Command::Export(args) => export::run(&args, &console, stop, out),
         Command::Push(args) => push::run(&args, &console, stop, out),
         Command::Pull(args) => pull::run(&args, &console, stop, out),
+        Command::Doctor(args) => doctor::run(&args, &console, stop, out),
+        Command::Completions(args) => completions::run_completions(&args, out),
+        Command::Man(args) => completions::run_man(&args, out),
     }
 }
 
@@ -130,6 +145,27 @@ fn written(outcome: io::Result<()>) -> Result<(), Failure> {
         }
         _ => Ok(()),
     }
+}
+
+/// A fault of the program itself is told in a line, with how to report it. `RUST_BACKTRACE` shows more.
+fn install_panic_hook() {
+    let wants_more = std::env::var_os("RUST_BACKTRACE").is_some_and(|value| !value.is_empty() && value != "0");
+    let default = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        let place = info.location().map_or(String::new(), |at| format!(" ({}:{})", at.file(), at.line()));
+        let said = info.payload_as_str().unwrap_or("no message").lines().next().unwrap_or_default();
+        let version = env!("CARGO_PKG_VERSION");
+        let line = format!("error: a fault of axismapper {version} itself: {said}{place}");
+        let whom = match env!("CARGO_PKG_REPOSITORY") {
+            "" => "whoever you have the program from".to_owned(),
+            repository => format!("{repository}/issues"),
+        };
+        // Nothing is left to do when stderr is closed.
+        let _ = writeln!(io::stderr(), "{line}\n  hint: please report this line and the command to {whom}");
+        if wants_more {
+            default(info);
+        }
+    }));
 }
 
 /// The first Ctrl-C asks the work to stop where it can go on later; the second ends the program.

@@ -357,14 +357,14 @@ impl Diagnostic for NeedsConstraint {
 /// A run that can go on.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", failure.render().lines().next().unwrap_or_default().trim_start_matches("error: "))]
-struct Interrupted {
-    n_kept: usize,
-    failure: Failure,
+pub(super) struct Interrupted {
+    pub(super) n_kept: usize,
+    pub(super) failure: Failure,
 }
 
 impl Diagnostic for Interrupted {
     fn hint(&self) -> Option<String> {
-        Some(format!("{} answers are kept; run the same command again to go on", self.n_kept))
+        Some(format!("{} lines are kept; run the same command again to go on", self.n_kept))
     }
 }
 

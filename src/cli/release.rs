@@ -4,6 +4,7 @@ use std::env;
 use std::path::{Path, PathBuf};
 
 use clap::Args as ClapArgs;
+use clap::builder::TypedValueParser as _;
 
 use crate::codes::{self, Edition, Release};
 use crate::diag::Diagnostic;
@@ -25,7 +26,8 @@ pub struct ReleaseArgs {
 #[derive(Debug, Default, ClapArgs)]
 pub struct CacheArgs {
     /// Keep fetched releases and the search index here [default: axismapper in the user's cache folder]
-    #[arg(long, value_name = "DIR", env = "AXISMAPPER_CACHE", hide_short_help = true)]
+    #[arg(long, value_name = "DIR", env = "AXISMAPPER_CACHE", hide_short_help = true,
+        value_parser = clap::builder::OsStringValueParser::new().map(PathBuf::from))]
     cache_dir: Option<PathBuf>,
 }
 
@@ -42,6 +44,11 @@ impl ReleaseArgs {
         }
     }
 
+    /// The published release that is asked for; none when a file is.
+    pub fn edition(&self) -> Option<Edition> {
+        if self.codes.is_some() { None } else { Some(self.release.unwrap_or(Edition::BUILTIN)) }
+    }
+
     /// As [`CacheArgs::dir`].
     pub fn cache_dir(&self) -> Option<PathBuf> {
         self.cache.dir()
@@ -53,7 +60,9 @@ impl CacheArgs {
     pub fn dir(&self) -> Option<PathBuf> {
         let of_home = |name: &str| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
         let user_cache = || of_home("XDG_CACHE_HOME").or_else(|| Some(of_home("HOME")?.join(".cache")));
-        self.cache_dir.clone().or_else(|| Some(user_cache()?.join("axismapper")))
+        // A variable that is set to nothing counts as not set.
+        let given = self.cache_dir.clone().filter(|dir| !dir.as_os_str().is_empty());
+        given.or_else(|| Some(user_cache()?.join("axismapper")))
     }
 
     /// Reads the release that `name` means: `builtin`, a file, or a release built in or fetched.

@@ -5,9 +5,12 @@ use std::path::{Path, PathBuf};
 
 use clap::Args as ClapArgs;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use super::model::{ModelArgs, load_model};
+use super::predict::Interrupted;
 use super::{json_line, write_line};
+use crate::data::growing::Growing;
 use crate::data::record::Turns;
 use crate::diag::{Diagnostic, Failure};
 use crate::fsio;
@@ -17,6 +20,9 @@ use crate::text::{Message, Tokenizer, Tokens};
 use crate::track::Console;
 use crate::train::{log_probabilities, pack_records};
 
+/// Records scored before their lines are written: what an interruption can cost.
+const WINDOW: usize = 128;
+
 /// Score answers: the log-probability of every token that the model was to write
 #[derive(Debug, ClapArgs)]
 pub struct Args {
@@ -25,7 +31,8 @@ pub struct Args {
     /// Chat records, whose assistant turns are scored, or {"prompt": ..., "completion": ...}; - for stdin
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
-    /// Where the scores go, a line for each of the input's; stdout when left out
+    /// Where the scores go, a line for each of the input's; stdout when left out. An interrupted run goes on where it
+    /// stopped
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     /// Tokens that go through the model together
@@ -65,20 +72,84 @@ struct Item {
 pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> Result<(), Failure> {
     let (mut model, tokenizer) = load_model(&args.model, console, stop)?;
     let items = read(&args.input, &tokenizer, model.config.max_position_embeddings)?;
+    let mut sink = match &args.out {
+        Some(path) => Sink::File(Growing::open(path, &settings_of(args, items.len()))?),
+        None => Sink::Stdout(out),
+    };
+    let n_before = sink.n_before().min(items.len());
     let progress = console.bar("scoring", items.len() as u64);
-    let scores = score(&mut model, &items, args, stop, |n| progress.advance(n))?;
+    progress.resume_at(n_before as u64);
+    let (mut n_tokens, mut nll) = (0, 0.0);
+    for window in items[n_before..].chunks(WINDOW) {
+        let scores = score(&mut model, window, args, stop, |n| progress.advance(n));
+        for score in scores.map_err(|failure| sink.interrupted(failure))? {
+            (n_tokens, nll) = (n_tokens + score.n_tokens, nll + score.nll);
+            sink.push(&score)?;
+        }
+    }
+    sink.finish()?;
     progress.finish();
-    let n_tokens: usize = scores.iter().map(|score| score.n_tokens).sum();
-    let nll: f64 = scores.iter().map(|score| score.nll).sum();
     let mean = nll / (n_tokens.max(1) as f64);
     let perplexity = mean.exp();
-    console.note(&format!(
-        "{} records, {n_tokens} tokens, {mean:.4} nats a token, perplexity {perplexity:.4}",
-        scores.len()
-    ));
-    match &args.out {
-        Some(path) => Ok(fsio::write_jsonl(path, &scores)?),
-        None => scores.iter().try_for_each(|score| write_line(out, &json_line(score)?)),
+    let n = items.len() - n_before;
+    let before = if n_before > 0 { format!(", after {n_before} of an earlier run") } else { String::new() };
+    console.note(&format!("{n} records{before}, {n_tokens} tokens, {mean:.4} nats a token, perplexity {perplexity:.4}"));
+    if let Some(path) = &args.out {
+        console.note(&format!("scores: {}, a line for each of {}", path.display(), args.input.display()));
+    }
+    Ok(())
+}
+
+/// What an unfinished output must agree in, to be gone on with.
+fn settings_of(args: &Args, n_records: usize) -> Value {
+    let ModelArgs { model, adapter, quant, dtype, .. } = &args.model;
+    json!({
+        "input": args.input,
+        "n_records": n_records,
+        "model": model,
+        "adapter": adapter,
+        "quant": format!("{quant:?}"),
+        "dtype": format!("{dtype:?}"),
+    })
+}
+
+/// Where scores go.
+enum Sink<'a> {
+    File(Growing),
+    Stdout(&'a mut dyn Write),
+}
+
+impl Sink<'_> {
+    fn n_before(&self) -> usize {
+        match self {
+            Self::File(growing) => growing.n_records(),
+            Self::Stdout(_) => 0,
+        }
+    }
+
+    fn push(&mut self, score: &Score) -> Result<(), Failure> {
+        match self {
+            Self::File(growing) => Ok(growing.push(score)?),
+            Self::Stdout(out) => write_line(*out, &json_line(score)?),
+        }
+    }
+
+    fn finish(self) -> Result<(), Failure> {
+        match self {
+            Self::File(growing) => Ok(growing.finish()?),
+            Self::Stdout(_) => Ok(()),
+        }
+    }
+
+    /// Says how to go on where that is possible.
+    fn interrupted(&mut self, failure: Failure) -> Failure {
+        match self {
+            Self::File(growing) => match growing.sync() {
+                Ok(()) => Interrupted { n_kept: growing.n_records(), failure }.into(),
+                Err(error) => error.into(),
+            },
+            Self::Stdout(_) => failure,
+        }
     }
 }
 

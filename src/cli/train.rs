@@ -5,12 +5,16 @@ use std::path::{Path, PathBuf};
 
 use clap::Args as ClapArgs;
 use serde_json::json;
+use tch::Device;
 
 use super::finish::{Ending, FinishArgs};
 use super::push::push_folder;
-use super::{device, hub, write_json, write_line};
+use super::{device, hub, style, write_json, write_line};
 use crate::config::{self, Override, StageConfig, Tracker};
-use crate::diag::Failure;
+use crate::diag::{Diagnostic, Failure};
+use crate::doctor::{
+    Actual, Check, Estimate, Status, check_fatal, check_hub, compared, memory, peak_memory, reset_peak,
+};
 use crate::pipeline::{StageRequest, preview_stage, run_stage};
 use crate::stop::Stop;
 use crate::track::{Console, wandb};
@@ -45,6 +49,9 @@ pub struct Args {
     /// Read everything but the weights, count records and steps, show a record with its mask, and train nothing
     #[arg(long)]
     dry_run: bool,
+    /// Start although a check says that the run would fail
+    #[arg(long)]
+    skip_checks: bool,
     /// Print a JSON object for each stage
     #[arg(long)]
     json: bool,
@@ -95,17 +102,25 @@ fn train(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> Re
             let preview = preview_stage(stage, &folder("model", &stage.model.name)?)?;
             match args.json {
                 true => write_json(out, &preview)?,
-                false => write_line(out, preview.text(stage).trim_end())?,
+                false => write_line(out, preview.text(stage, style::marks()).trim_end())?,
             }
         }
         return Ok(None);
     }
     let is_reported = |stage: &StageConfig| stage.training.report_to.contains(&Tracker::Wandb);
     let report = if stages.iter().any(is_reported) { Some(report_settings()?) } else { None };
+    let bases = stages.iter().map(|stage| folder("model", &stage.model.name)).collect::<Result<Vec<_>, _>>()?;
+    if !args.skip_checks {
+        check(args, &stages, &bases, device, console, stop)?;
+    }
     let n_stages = stages.len();
     let mut previous: Option<PathBuf> = None;
     let mut last = None;
-    for mut stage in stages {
+    for (mut stage, base) in stages.into_iter().zip(bases) {
+        let dir = args.out.join(&stage.name);
+        // A new run moves the folder of an earlier one aside, and the estimate with it.
+        let settings = Estimate::settings_of(&stage.to_yaml()?, &args.device);
+        let estimate = Estimate::read(&dir, &settings);
         if let (Some(lora), Some(dir)) = (&mut stage.lora, &previous)
             && lora.init_adapter.is_none()
         {
@@ -114,13 +129,18 @@ fn train(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> Re
         if let Some(start) = stage.lora.as_mut().and_then(|lora| lora.init_adapter.as_mut()) {
             *start = folder("adapter", start)?.display().to_string();
         }
-        let base = folder("model", &stage.model.name)?;
-        let dir = args.out.join(&stage.name);
         let report = report.as_ref().filter(|_| is_reported(&stage));
         let report = report.map(|report| if n_stages > 1 { report.for_stage(&stage.name) } else { report.clone() });
         let (resume, report) = (args.resume, report.as_ref());
         let request = StageRequest { config: &stage, base: &base, out: &dir, device, resume, report };
+        // Where the system does not start its count anew, the peak is that of the whole process.
+        let _ = reset_peak();
         let outcome = run_stage(&request, console, stop)?;
+        if let Some(estimate) = estimate.filter(|estimate| estimate.actual.is_none()) {
+            let actual = Actual { seconds: outcome.training.seconds, peak_bytes: peak_memory() };
+            console.note(&format!("{}: {}", stage.name, compared(&estimate, &actual)));
+            Estimate { actual: Some(actual), ..estimate }.write(&dir)?;
+        }
         let (training, final_dir) = (&outcome.training, outcome.final_dir.display());
         let rate = training.n_tokens as f64 / training.seconds.max(1e-9);
         if args.json {
@@ -141,20 +161,76 @@ fn train(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> Re
             let line = format!("{name}: {steps} steps, loss {loss:.4}{eval_loss}, {rate:.0} tokens/s -> {final_dir}");
             write_line(out, &line)?;
         }
-        last = Some(outcome.final_dir.clone());
+        last = Some((outcome.final_dir.clone(), stage.model.name.clone(), stage.lora.is_some()));
         previous = stage.lora.is_some().then_some(outcome.final_dir);
     }
-    Ok(last)
+    let Some((dir, base, is_adapter)) = last else { return Ok(None) };
+    let shown = dir.display();
+    console.note(&match is_adapter {
+        true => format!(
+            "next: axismapper eval --model {base} --adapter {shown} --data data/test.jsonl\n\
+             then: axismapper merge --model {base} --adapter {shown} --out {}",
+            args.out.join("merged").display()
+        ),
+        false => format!("next: axismapper eval --model {shown} --data data/test.jsonl"),
+    });
+    Ok(Some(dir))
+}
+
+/// Looks for what would end the run early. What is only worth a thought is told; the stages go on.
+fn check(
+    args: &Args,
+    stages: &[StageConfig],
+    bases: &[PathBuf],
+    device: Device,
+    console: &Console,
+    stop: &Stop,
+) -> Result<(), Failure> {
+    let memory = (device == Device::Cpu).then(memory);
+    let mut checks = Vec::new();
+    for (stage, base) in stages.iter().zip(bases) {
+        checks.extend(check_fatal(stage, base, &args.out.join(&stage.name), memory));
+    }
+    if args.finish.push.is_some() {
+        checks.push(check_hub(&hub::access(args.offline), true, stop));
+    }
+    let mut fatal = Vec::new();
+    for check in checks {
+        match check.status {
+            Status::Fatal => fatal.push(check),
+            Status::Warning => {
+                let hint = check.hint.map_or(String::new(), |hint| format!(" ({hint})"));
+                console.note(&format!("{}: {}{hint}", check.name, check.message));
+            }
+            Status::Ok | Status::Skipped => {}
+        }
+    }
+    if fatal.is_empty() { Ok(()) } else { Err(NotReady { checks: fatal }.into()) }
+}
+
+/// The run would fail.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", checks.iter().map(|check| format!("{}: {}", check.name, check.message)).collect::<Vec<_>>().join("; "))]
+struct NotReady {
+    checks: Vec<Check>,
+}
+
+impl Diagnostic for NotReady {
+    fn hint(&self) -> Option<String> {
+        let own = self.checks.iter().find_map(|check| check.hint.clone());
+        let more = "`axismapper doctor` says more, --skip-checks starts all the same";
+        Some(own.map_or_else(|| more.to_owned(), |own| format!("{own}; {more}")))
+    }
 }
 
 /// What the environment says about reports to Weights & Biases.
-fn report_settings() -> Result<wandb::Settings, wandb::Error> {
+pub(super) fn report_settings() -> Result<wandb::Settings, wandb::Error> {
     let settings = wandb::Settings::from_env(|name| std::env::var(name).ok())?;
     Ok(wandb::Settings { command: std::env::args().collect(), ..settings })
 }
 
 /// Reads a stage file; a recipe that is named by default is there without its file.
-fn load(path: &Path, overrides: &[Override]) -> Result<config::Loaded, config::Error> {
+pub(super) fn load(path: &Path, overrides: &[Override]) -> Result<config::Loaded, config::Error> {
     let recipe = RECIPES.iter().find(|(name, _)| path == Path::new(name) && !path.exists());
     match recipe {
         Some((name, text)) => {

@@ -110,7 +110,7 @@ pub fn fetch(request: &Fetch<'_>, console: &Console, stop: &Stop) -> Result<Fetc
 }
 
 /// What loading reads: configs, tokenizer, templates and safetensors in the top folder.
-fn is_needed(path: &str) -> bool {
+pub(super) fn is_needed(path: &str) -> bool {
     let is_top = !path.contains('/');
     let ending = path.rsplit('.').next().unwrap_or_default();
     is_top && ["json", "safetensors", "jinja", "txt"].contains(&ending)
@@ -119,6 +119,14 @@ fn is_needed(path: &str) -> bool {
 fn is_no_network(error: &http::Error) -> bool {
     matches!(error, http::Error::Unreachable { .. } | http::Error::Timeout { .. })
         || error.status().is_some_and(|status| status >= 500)
+}
+
+/// The folder that an earlier download left of a repository; the Hub is not asked.
+///
+/// # Errors
+/// [`Error::NotCached`] or [`Error::PartlyCached`].
+pub fn cached(access: &Access, id: &RepoId) -> Result<Fetched> {
+    from_cache(access, id, &RepoCache::new(access, &id.repo))
 }
 
 /// The folder that an earlier download left, when it has what its own index files promise.

@@ -9,11 +9,13 @@ mod access;
 mod api;
 mod cache;
 mod download;
+mod probe;
 mod push;
 mod scan;
 
 pub use access::{Access, Token};
-pub use download::{Fetch, Fetched, Which, fetch};
+pub use download::{Fetch, Fetched, Which, cached, fetch};
+pub use probe::{Probe, Whoami, probe, whoami};
 pub use push::{Change, Committed, Plan, Pushed, Request as PushRequest, Upload, collect, push};
 pub use scan::{Secrets, ignored};
 

@@ -9,9 +9,9 @@ mod tracking;
 
 pub use confidence::confidences;
 pub use demo::{DemoReport, DemoRequest, DemoSettings, run_demo};
-pub use preview::{Preview, preview_stage};
+pub use preview::{Marks, Preview, preview_stage};
 pub use records::{Loaded, Question, load_preferences, load_questions, load_sft};
-pub use stage::{FileCounts, StageData, StageOutcome, StageRequest, load_data, run_stage};
+pub use stage::{FileCounts, StageData, StageOutcome, StageRequest, adapter_settings, load_data, run_stage};
 
 use std::path::{Path, PathBuf};
 

@@ -25,6 +25,10 @@ pub struct Preview {
     pub n_targets: usize,
     /// Tokens of the longest record.
     pub longest: usize,
+    /// Tokens of the largest micro-batch that a shuffle can draw.
+    pub largest_batch: usize,
+    /// Tokens of the validation records.
+    pub n_validation_tokens: usize,
     /// Records in an optimizer step.
     pub records_per_step: usize,
     pub steps_per_epoch: u64,
@@ -33,6 +37,18 @@ pub struct Preview {
     pub warmup_steps: u64,
     /// The first record, decoded.
     pub example: Vec<Span>,
+    /// The lines of the records in the training file, the longest record first.
+    #[serde(skip)]
+    pub by_length: Vec<usize>,
+}
+
+/// How the tokens that the loss counts are told from the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Marks {
+    /// Between `[[` and `]]`.
+    Brackets,
+    /// In colour, for a terminal.
+    Colour,
 }
 
 /// A run of tokens of the example.
@@ -50,11 +66,14 @@ pub struct Span {
 pub fn preview_stage(config: &StageConfig, base: &Path) -> Result<Preview, Error> {
     require_folder("model", base)?;
     let tokenizer = Tokenizer::load(base)?;
-    let StageData { task, train, validation, .. } = load_data(config, &tokenizer)?;
+    let StageData { task, train, validation, lines } = load_data(config, &tokenizer)?;
     if task.is_empty() {
         return Err(crate::train::Error::NoRecords { stage: config.name.clone() }.into());
     }
     let (n_tokens, n_targets) = count(&task);
+    let (lengths, validation_lengths) = task.lengths();
+    let mut order: Vec<usize> = (0..lengths.len()).collect();
+    order.sort_by_key(|&idx| std::cmp::Reverse(lengths[idx]));
     let length = Length::new(task.len(), &config.training);
     Ok(Preview {
         stage: config.name.clone(),
@@ -64,11 +83,14 @@ pub fn preview_stage(config: &StageConfig, base: &Path) -> Result<Preview, Error
         n_tokens,
         n_targets,
         longest: task.longest(),
+        largest_batch: order.iter().take(config.training.per_device_train_batch_size).map(|&idx| lengths[idx]).sum(),
+        n_validation_tokens: validation_lengths.iter().sum(),
         records_per_step: config.training.per_device_train_batch_size * config.training.gradient_accumulation_steps,
         steps_per_epoch: length.steps_per_epoch,
         steps: length.steps,
         warmup_steps: config.training.n_warmup(length.steps),
         example: example(&task, &tokenizer)?,
+        by_length: order.iter().filter_map(|&idx| lines.get(idx).copied()).collect(),
     })
 }
 
@@ -109,7 +131,7 @@ fn example(task: &Task, tokenizer: &Tokenizer) -> Result<Vec<Span>, text::Error>
 
 impl Preview {
     /// The preview as text, with the settings that matter for its reader.
-    pub fn text(&self, config: &StageConfig) -> String {
+    pub fn text(&self, config: &StageConfig, marks: Marks) -> String {
         let mut text = format!("{self}");
         let training = &config.training;
         if training.eval_strategy == EvalStrategy::Steps {
@@ -118,19 +140,27 @@ impl Preview {
         if let Some(every) = training.save_steps {
             text += &format!("  checkpoint every {every} steps\n");
         }
-        text + &self.example_text()
+        text + &self.example_text(marks)
     }
 
-    /// The example with its targets between `[[` and `]]`.
-    fn example_text(&self) -> String {
-        let mut text = String::from("  example, what the loss counts between [[ and ]]:\n");
+    /// The example, with what the loss counts marked.
+    pub fn example_text(&self, marks: Marks) -> String {
+        let mark = |role: &str, text: &str| match (marks, role) {
+            (Marks::Brackets, _) => format!("[[{text}]]"),
+            (Marks::Colour, "rejected") => format!("\x1b[1;31m{text}\x1b[0m"),
+            (Marks::Colour, _) => format!("\x1b[1;32m{text}\x1b[0m"),
+        };
+        let mut text = String::from(match marks {
+            Marks::Brackets => "  example, what the loss counts between [[ and ]]:\n",
+            Marks::Colour => "  example, what the loss counts in colour:\n",
+        });
         let shown: String = self
             .example
             .iter()
             .map(|span| match span.role {
                 "prompt" => span.text.clone(),
-                "target" => format!("[[{}]]", span.text),
-                role => format!("\n{role}: [[{}]]", span.text),
+                "target" => mark("target", &span.text),
+                role => format!("\n{role}: {}", mark(role, &span.text)),
             })
             .collect();
         for line in shown.lines() {

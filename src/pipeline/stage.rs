@@ -50,7 +50,7 @@ pub struct StageData {
     pub train: FileCounts,
     pub validation: Option<FileCounts>,
     /// The line of each training record in its file.
-    lines: Vec<usize>,
+    pub lines: Vec<usize>,
 }
 
 /// What became of a file's records.
@@ -121,13 +121,12 @@ fn train_stage(
     observe: Option<&Observe<'_>>,
 ) -> Result<StageOutcome, Error> {
     let config = request.config;
-    let base = Path::new(&config.model.name);
     let quantization = match (config.model.load_in_4bit, &config.lora) {
         (true, None) => return Err(Error::FullQuantized),
         (true, Some(_)) => Quantization::Nf4,
         (false, _) => Quantization::None,
     };
-    let mut model = model::load(base, placement(config.model.dtype, request.device), quantization)?;
+    let mut model = model::load(request.base, placement(config.model.dtype, request.device), quantization)?;
     let settings = attach(&mut model, config)?;
     let trained = match &settings {
         Some(settings) => Trained::Adapter { settings, base_model: &config.model.name },
@@ -236,7 +235,14 @@ fn attach(model: &mut Qwen2, config: &StageConfig) -> Result<Option<Settings>, E
         model::attach_adapter(model, file)?;
         return Ok(Some(stored));
     }
-    let settings = Settings {
+    let settings = adapter_settings(lora);
+    model::new_adapter(model, &Settings { lora_dropout: dropout, ..settings.clone() }, lora.random_state)?;
+    Ok(Some(settings))
+}
+
+/// A new adapter as a stage file describes it.
+pub fn adapter_settings(lora: &config::Lora) -> Settings {
+    Settings {
         r: lora.r,
         lora_alpha: lora.lora_alpha,
         lora_dropout: lora.lora_dropout,
@@ -248,9 +254,7 @@ fn attach(model: &mut Qwen2, config: &StageConfig) -> Result<Option<Settings>, E
         },
         rank_pattern: lora.rank_pattern.clone(),
         alpha_pattern: lora.alpha_pattern.clone(),
-    };
-    model::new_adapter(model, &Settings { lora_dropout: dropout, ..settings.clone() }, lora.random_state)?;
-    Ok(Some(settings))
+    }
 }
 
 /// Reads and tokenizes a stage's records.

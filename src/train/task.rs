@@ -68,6 +68,18 @@ impl Task {
         longest.unwrap_or(0)
     }
 
+    /// Tokens of each training record and of each validation record.
+    pub fn lengths(&self) -> (Vec<usize>, Vec<usize>) {
+        let of_pairs =
+            |pairs: &[PreferenceTokens]| pairs.iter().map(|r| r.prompt.len() + r.chosen.len() + r.rejected.len()).collect();
+        match self {
+            Self::Sft { train, validation } => {
+                (train.iter().map(Tokens::len).collect(), validation.iter().map(Tokens::len).collect())
+            }
+            Self::Orpo { train, validation, .. } => (of_pairs(train), of_pairs(validation)),
+        }
+    }
+
     /// A stable hash of the training records.
     pub fn hash(&self) -> u64 {
         let mut hasher = xxhash_rust::xxh3::Xxh3::new();

@@ -8,6 +8,7 @@ mod constrained;
 mod data;
 mod data_pairs;
 mod demo;
+mod doctor;
 mod eval;
 mod finish;
 mod golden;

@@ -33,10 +33,17 @@ const LAYERS: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "doctor",
+        &[
+            "diag", "stop", "fsio", "http", "codes", "adapter", "model", "config", "track", "text", "train", "hub",
+            "pipeline",
+        ],
+    ),
+    (
         "cli",
         &[
             "diag", "stop", "fsio", "http", "tensor", "codes", "text", "data", "quant", "adapter", "model", "decode",
-            "predict", "serve", "config", "track", "train", "eval", "export", "hub", "pipeline",
+            "predict", "serve", "config", "track", "train", "eval", "export", "hub", "pipeline", "doctor",
         ],
     ),
 ];

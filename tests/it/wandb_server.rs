@@ -201,6 +201,7 @@ fn handle(runs: &Mutex<BTreeMap<String, Run>>, request: &Received, operation: &s
             run.post(&body);
             return Reply::json(200, &json!({"stopped": run.is_stopped}));
         }
+        "Viewer" => json!({"viewer": {"username": "alice", "entity": "team"}}),
         "RunResumeStatus" => {
             let name = variables["name"].as_str().unwrap();
             json!({"model": {"bucket": runs.get(name).map(|run| run.bucket(name))}})

@@ -19,6 +19,8 @@ mod sender;
 mod service;
 mod settings;
 mod system;
+mod viewer;
 
 pub use run::{Run, RunRequest};
 pub use settings::{ApiKey, Error, Mode, Pace, Settings};
+pub use viewer::{Viewer, viewer};

@@ -24,6 +24,8 @@ const CREATE_FILES: &str = "mutation CreateRunFiles($entity: String!, $project: 
 [String!]!) { createRunFiles(input: {entityName: $entity, projectName: $project, runName: $run, files: $files}) { \
 uploadHeaders files { name uploadUrl } } }";
 
+const VIEWER: &str = "query Viewer { viewer { username entity } }";
+
 /// Why the service did not do what it was asked for.
 #[derive(Debug)]
 pub(super) enum Fault {
@@ -109,6 +111,18 @@ impl Service {
         // The web pages of the public service have another host than its API.
         let base = self.base_url.replace("://api.wandb.ai", "://wandb.ai");
         self.url_in(&base, &[&names.entity, &names.project, "runs", &names.run])
+    }
+
+    /// The user and the entity that the key belongs to.
+    pub(super) fn viewer(&self) -> Result<(String, String), Fault> {
+        let data = self.graphql("Viewer", VIEWER, &json!({}))?;
+        let text = |key: &str| data["viewer"][key].as_str().unwrap_or_default().to_owned();
+        match (text("username"), text("entity")) {
+            (user, entity) if user.is_empty() && entity.is_empty() => {
+                Err(Fault::Refused { message: "the service knows no user for this key".into(), hint: None })
+            }
+            names => Ok(names),
+        }
     }
 
     /// Where a run stands; `None` when the service does not know it.
