@@ -59,6 +59,7 @@ pub fn io_hint(error: &std::io::Error) -> Option<String> {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
             Some("the disk is full: free some space and run the same command again; what was finished is kept".into())
         }
+        ErrorKind::AlreadyExists => Some("something of that name is in the way; give another name, or move it".into()),
         ErrorKind::IsADirectory => Some("the path is a folder; name a file".into()),
         ErrorKind::NotADirectory => Some("a part of the path is a file; name a folder".into()),
         _ => None,

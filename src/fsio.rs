@@ -30,8 +30,9 @@ impl Diagnostic for Error {
     fn hint(&self) -> Option<String> {
         match self {
             Self::Io { source, .. } => io_hint(source),
-            Self::BadLine { .. } => Some("every line is one JSON object; mend or remove the line and run again".into()),
-            Self::BadFile { .. } | Self::Empty { .. } => None,
+            Self::BadLine { path, message, .. } => Some(line_hint(path, message).into()),
+            Self::BadFile { .. } => None,
+            Self::Empty { .. } => Some("check the path, and the command that made the file".into()),
         }
     }
 }
@@ -41,6 +42,20 @@ impl Error {
     pub fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { action, path, source }
+    }
+}
+
+/// What to do about a bad line: by the kind of the file, and by whether it is one object at all.
+fn line_hint(path: &Path, message: &str) -> &'static str {
+    let name = path.to_string_lossy().to_lowercase();
+    let is_table = [".csv", ".tsv"].iter().any(|ending| name.trim_end_matches(".gz").ends_with(ending));
+    let is_other_kind = ["missing field", "expected `"].iter().any(|start| message.starts_with(start));
+    match (is_table, is_other_kind) {
+        (true, _) => "the first line of a table names its columns; mend or remove the line and run again",
+        (false, true) => {
+            "the file is of another kind than this command reads, or the line is; --help says which it reads"
+        }
+        (false, false) => "every line is one JSON object; mend or remove the line and run again",
     }
 }
 

@@ -29,7 +29,7 @@ pub enum Error {
     Lacks { name: String },
     #[error("the adapter's tensor `{name}` has shape {found:?}, the model asks for {expected:?}")]
     OtherShape { name: String, found: Vec<i64>, expected: Vec<i64> },
-    #[error("`target_modules` {targets:?} match no linear layer of the model")]
+    #[error("`target_modules`: `{targets}` matches no linear layer of the model")]
     NoTargets { targets: String },
     #[error("`{key}` holds `{pattern}`, which is not a regular expression")]
     BadPattern { key: &'static str, pattern: String, source: regex::Error },

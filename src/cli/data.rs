@@ -75,7 +75,7 @@ pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> 
         Command::Split(args) => steps::run_split(args, console, stop, out),
         Command::Pairs(args) => steps::run_pairs(args, console, stop, out),
         Command::Build(args) => build::run(args, console, stop, out),
-        Command::Replay(args) => replay::run(args, out),
+        Command::Replay(args) => replay::run(args, console, out),
         Command::Update(args) => update::run(args, console, stop, out),
         Command::Inspect(args) => inspect::run(args, out),
     }

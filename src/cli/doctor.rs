@@ -41,7 +41,7 @@ pub struct Args {
     #[arg(long)]
     offline: bool,
     /// Take N steps of each stage to know its time and memory
-    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "3", value_parser = clap::value_parser!(u64).range(2..))]
+    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "3", value_parser = clap::value_parser!(u64).range(2..=1000))]
     measure: Option<u64>,
     /// What an hour of the machine costs, in any currency
     #[arg(long, value_name = "PRICE", value_parser = price)]
@@ -59,6 +59,9 @@ fn price(text: &str) -> Result<f64, String> {
         _ => Err("expected a number of at least 0, as in 0.79".into()),
     }
 }
+
+/// Names longer than this break the column.
+const MAX_NAME: usize = 18;
 
 /// What is known of one stage.
 struct Examined {
@@ -204,7 +207,7 @@ fn stage_json(examined: &Examined) -> Value {
 
 fn tell(checks: &[Check], examined: &[Examined], out: &mut dyn Write) -> Result<(), Failure> {
     let colour = style::has_colour();
-    let width = checks.iter().map(|check| check.name.chars().count()).max().unwrap_or(0);
+    let width = checks.iter().map(|check| check.name.chars().count()).max().unwrap_or(0).min(MAX_NAME);
     for check in checks {
         let status = style::status_text(check.status, colour);
         write_line(out, &format!("{status}  {:width$}  {}", check.name, check.message))?;

@@ -10,7 +10,7 @@ use clap::{Args as ClapArgs, ValueEnum};
 use super::constrain::ConstrainArgs;
 use super::model::{ModelArgs, load_model};
 use super::release::ReleaseArgs;
-use super::{write_indented_json, write_line};
+use super::{say_next, write_indented_json, write_line};
 use crate::codes::Release;
 use crate::decode::Constraint;
 use crate::diag::{Diagnostic, Failure};
@@ -125,6 +125,8 @@ pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> 
         evaluation.write_json(&dir.join("report.json"))?;
         evaluation.write_html(&dir.join("report.html"), &release)?;
         console.note(&format!("report: {}", dir.join("report.html").display()));
+        let report = dir.join("report.json");
+        say_next(console, &format!("compare another model with it by --compare {}", report.display()));
     }
     if args.json {
         return write_indented_json(out, &evaluation.summary());

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args as ClapArgs, Subcommand, ValueEnum};
 
-use super::{hub, write_json, write_line};
+use super::merge::count_tensors;
+use super::{hub, say_next, write_json, write_line};
 use crate::data::SYSTEM_PROMPT;
 use crate::diag::{Diagnostic, Failure};
 use crate::export::{GgufRequest, GgufType, export_gguf, modelfile};
@@ -81,7 +82,7 @@ pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> 
         TypeArg::Q4KM => GgufType::Q4KM,
     };
     let request = GgufRequest { model: &model, out: &args.out, kind, name: &name };
-    let progress = console.bar("tensors", 0);
+    let progress = console.bar("tensors", count_tensors(&model));
     let exported = export_gguf(&request, &tokenizer, stop, |n| progress.advance(n))?;
     progress.finish();
     if exported.n_fallbacks > 0 {
@@ -92,6 +93,8 @@ pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> 
     }
     let text = modelfile(&file_name(&args.out), SYSTEM_PROMPT);
     fsio::write_atomic(&args.out.with_file_name("Modelfile"), |out| out.write_all(text.as_bytes()))?;
+    let dir = args.out.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    say_next(console, &format!("ollama create NAME -f {}", dir.join("Modelfile").display()));
     if args.json {
         return write_json(out, &exported);
     }

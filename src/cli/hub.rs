@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::diag::Failure;
+use crate::diag::{Diagnostic, Failure};
 use crate::hub::{Access, Fetch, RepoId, Which, fetch};
 use crate::pipeline::require_folder;
 use crate::stop::Stop;
@@ -26,6 +26,9 @@ pub fn folder(
     stop: &Stop,
 ) -> Result<PathBuf, Failure> {
     if name.is_dir() {
+        if what == "model" && !name.join("config.json").exists() {
+            return Err(NotAModel { path: name.to_owned() }.into());
+        }
         return Ok(name.to_owned());
     }
     match name.to_str().and_then(RepoId::parse) {
@@ -36,5 +39,33 @@ pub fn folder(
             require_folder(what, name)?;
             Ok(name.to_owned())
         }
+    }
+}
+
+/// A folder without a model.
+#[derive(Debug, thiserror::Error)]
+#[error("`{}` is {}, expected a model", path.display(), if self.is_adapter() { "an adapter" } else { "a folder without config.json" })]
+struct NotAModel {
+    path: PathBuf,
+}
+
+impl NotAModel {
+    fn is_adapter(&self) -> bool {
+        self.path.join("adapter_config.json").exists()
+    }
+}
+
+impl Diagnostic for NotAModel {
+    fn hint(&self) -> Option<String> {
+        Some(match self.is_adapter() {
+            true => {
+                "give its base with --model and this folder with --adapter, or merge the two: axismapper merge".into()
+            }
+            false => "a model's folder has config.json, tokenizer.json and *.safetensors".into(),
+        })
+    }
+
+    fn is_usage(&self) -> bool {
+        true
     }
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::merge::parse_size;
 use super::model::{Dtype, Quant};
-use super::{write_json, write_line};
+use super::{say_next, write_json, write_line};
 use crate::diag::{Diagnostic, Failure};
 use crate::fsio;
 use crate::model::{Config, EndTokens, WriteRequest, count_parameters, count_weights, estimate_bytes, init_folder};
@@ -99,6 +99,7 @@ pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> 
     let written = init_folder(&config, args.seed, &request, tokens, stop, |n| progress.advance(n))?;
     progress.finish();
     tokenizer.save(&args.out)?;
+    say_next(console, &format!("axismapper train --set model.name={}", args.out.display()));
     if args.json {
         let figures = json!({"n_parameters": n_parameters, "size_bytes": written.size_bytes, "files": written.files});
         return write_json(out, &figures);

@@ -1,12 +1,12 @@
 //! `axismapper merge`: an adapter merged into its base.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args as ClapArgs, ValueEnum};
 
 use super::model::{Dtype, Quant};
-use super::{device, hub, write_json, write_line};
+use super::{device, hub, say_next, write_json, write_line};
 use crate::adapter;
 use crate::data::record::prompt;
 use crate::decode::Limits;
@@ -18,7 +18,7 @@ use crate::export::{
 use crate::fsio;
 use crate::pipeline::load_questions;
 use crate::stop::Stop;
-use crate::tensor::{Placement, dtype_name};
+use crate::tensor::{Checkpoint, Placement, dtype_name};
 use crate::text::{Message, Tokenizer};
 use crate::track::Console;
 
@@ -133,7 +133,7 @@ pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> 
         end_token: tokenizer.eos_id(),
         pad_token: tokenizer.pad_id(),
     };
-    let progress = console.bar("merging", 0);
+    let progress = console.bar("merging, tensors", count_tensors(&base));
     let merged = merge(&request, stop, |n| progress.advance(n))?;
     progress.finish();
 
@@ -177,6 +177,11 @@ pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> 
         discard(&merged, &args.out)?;
         return Err(TooFar { found, limit }.into());
     }
+    let shown = args.out.display();
+    say_next(
+        console,
+        &format!("axismapper predict --model {shown} TEXT, or axismapper export gguf --model {shown} --out model.gguf"),
+    );
     if args.json {
         return write_json(out, &certificate);
     }
@@ -193,6 +198,12 @@ pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> 
             ),
         ),
     }
+}
+
+/// The tensors of a folder of weights, for progress; 0 when that is not known.
+pub(super) fn count_tensors(dir: &Path) -> u64 {
+    let names = |weights: Checkpoint| weights.names().filter(|name| !name.contains(".weight.")).count() as u64;
+    Checkpoint::open_dir(dir).map_or(0, names)
 }
 
 /// The token ids of the questions that are compared.

@@ -113,6 +113,11 @@ fn run(cli: Cli, stop: &Stop, out: &mut dyn Write) -> Result<(), Failure> {
     }
 }
 
+/// Says which command comes next; on stderr, because it is no result.
+fn say_next(console: &Console, command: &str) {
+    console.note(&format!("next: {command}"));
+}
+
 /// Writes a line of the result.
 fn write_line(out: &mut dyn Write, line: &str) -> Result<(), Failure> {
     written(writeln!(out, "{line}"))

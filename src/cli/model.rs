@@ -80,6 +80,7 @@ pub fn load_model(args: &ModelArgs, console: &Console, stop: &Stop) -> Result<(Q
     let local = |what, name: &Path| hub::folder(what, name, args.offline, console, stop);
     let path = &local("model", name)?;
     let adapter = args.adapter.as_deref().map(|name| local("adapter", name)).transpose()?;
+    tell_size(path, console);
     let placement = Placement { device: device::parse(&args.device)?, dtype: args.dtype.kind() };
     let tokenizer = Tokenizer::load(path)?;
     let mut model = model::load(path, placement, args.quant.quantization())?;
@@ -87,6 +88,16 @@ pub fn load_model(args: &ModelArgs, console: &Console, stop: &Stop) -> Result<(Q
         model::attach_adapter(&mut model, adapter::load(dir)?)?;
     }
     Ok((model, tokenizer))
+}
+
+/// A large model takes a while to load: says so.
+fn tell_size(dir: &Path, console: &Console) {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok);
+    let weights = entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "safetensors"));
+    let bytes: u64 = weights.filter_map(|path| Some(path.metadata().ok()?.len())).sum();
+    if bytes > 1_000_000_000 {
+        console.note(&format!("loading {}, {:.1} GB", dir.display(), bytes as f64 / 1e9));
+    }
 }
 
 /// A command that needs a model was given none.

@@ -117,6 +117,9 @@ pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> 
     }
     sink.finish()?;
     progress.finish();
+    if let Some(path) = &args.out {
+        console.note(&format!("answers: {}, a line for each of the input's", path.display()));
+    }
     counts.report(console)
 }
 

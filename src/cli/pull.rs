@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Args as ClapArgs;
 
 use super::hub::access;
-use super::{write_json, write_line};
+use super::{say_next, write_json, write_line};
 use crate::diag::Failure;
 use crate::fsio;
 use crate::hub::{self, Fetch, RepoId, Which, fetch};
@@ -41,6 +41,8 @@ pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> 
     if let Some(dir) = &args.out {
         copy_folder(&fetched.dir, dir, stop)?;
     }
+    let model = args.out.as_ref().map_or_else(|| id.to_string(), |dir| dir.display().to_string());
+    say_next(console, &format!("axismapper predict --model {model} TEXT, or model.name: {model} in a stage file"));
     if args.json {
         return write_json(out, &fetched);
     }

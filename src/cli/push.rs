@@ -70,7 +70,7 @@ pub struct Args {
 /// # Errors
 /// When the folder has nothing to push, a file holds a secret, the Hub refuses, or the service fails for too long.
 pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> Result<(), Failure> {
-    require_folder("folder", &args.dir)?;
+    require_folder("adapter or model", &args.dir)?;
     let mut uploads = collect(&args.dir)?;
     if let Some(texts) = make_card(args, console)? {
         uploads.retain(|upload| texts.iter().all(|(name, _)| upload.path != *name));

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::hub;
 use super::merge::parse_size;
 use super::model::Dtype;
-use super::{write_json, write_line};
+use super::{say_next, write_json, write_line};
 use crate::diag::Failure;
 use crate::export::copy_beside_weights;
 use crate::fsio;
@@ -70,6 +70,8 @@ pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> 
         let copied = std::fs::copy(&generation, args.out.join("generation_config.json"));
         copied.map_err(fsio::Error::io("copy", &generation))?;
     }
+    let shown = args.out.display();
+    say_next(console, &format!("axismapper predict --model {shown} TEXT, or model.name: {shown} in a stage file"));
     if args.json {
         let figures = json!({"n_weights": total, "size_bytes": written.size_bytes, "files": written.files});
         return write_json(out, &figures);

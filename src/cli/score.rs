@@ -93,7 +93,8 @@ pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> 
     let perplexity = mean.exp();
     let n = items.len() - n_before;
     let before = if n_before > 0 { format!(", after {n_before} of an earlier run") } else { String::new() };
-    console.note(&format!("{n} records{before}, {n_tokens} tokens, {mean:.4} nats a token, perplexity {perplexity:.4}"));
+    console
+        .note(&format!("{n} records{before}, {n_tokens} tokens, {mean:.4} nats a token, perplexity {perplexity:.4}"));
     if let Some(path) = &args.out {
         console.note(&format!("scores: {}, a line for each of {}", path.display(), args.input.display()));
     }

@@ -9,7 +9,7 @@ use tch::Device;
 
 use super::finish::{Ending, FinishArgs};
 use super::push::push_folder;
-use super::{device, hub, style, write_json, write_line};
+use super::{device, hub, say_next, style, write_json, write_line};
 use crate::config::{self, Override, StageConfig, Tracker};
 use crate::diag::{Diagnostic, Failure};
 use crate::doctor::{
@@ -166,14 +166,15 @@ fn train(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> Re
     }
     let Some((dir, base, is_adapter)) = last else { return Ok(None) };
     let shown = dir.display();
-    console.note(&match is_adapter {
-        true => format!(
-            "next: axismapper eval --model {base} --adapter {shown} --data data/test.jsonl\n\
-             then: axismapper merge --model {base} --adapter {shown} --out {}",
-            args.out.join("merged").display()
-        ),
-        false => format!("next: axismapper eval --model {shown} --data data/test.jsonl"),
-    });
+    match is_adapter {
+        true => {
+            let merged = args.out.join("merged");
+            say_next(console, &format!("axismapper eval --model {base} --adapter {shown} --data data/test.jsonl"));
+            let merge = format!("axismapper merge --model {base} --adapter {shown} --out {}", merged.display());
+            console.note(&format!("then: {merge}"));
+        }
+        false => say_next(console, &format!("axismapper eval --model {shown} --data data/test.jsonl")),
+    }
     Ok(Some(dir))
 }
 

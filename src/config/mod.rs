@@ -12,7 +12,7 @@ mod unused;
 use std::fmt::Write as _;
 
 pub use choice::{BestMetric, Dtype, EvalStrategy, NllOn, Optim, Scheduler, Tracker};
-pub use section::Fault;
+pub use section::{Fault, KEYS};
 pub use stage::{Data, Loaded, Lora, Model, Orpo, Override, StageConfig, TargetModules, Training, load, parse};
 
 use crate::diag::Diagnostic;
@@ -39,8 +39,13 @@ impl Diagnostic for Error {
         match self {
             Self::File(error) => error.hint(),
             Self::NotYaml { .. } => Some("configs/dora.yaml shows the form of a stage file".into()),
-            Self::Faults { faults, .. } => faults.iter().find_map(|fault| fault.hint.clone()),
-            Self::BadOverride(_) | Self::Write(_) => None,
+            Self::Faults { faults, .. } => {
+                Some(faults.iter().find_map(|fault| fault.hint.clone()).unwrap_or_else(|| {
+                    "configs/dora.yaml and configs/orpo.yaml show every setting with its default".into()
+                }))
+            }
+            Self::BadOverride(_) => Some("a key is SECTION.KEY of a stage file; the value is YAML".into()),
+            Self::Write(_) => None,
         }
     }
 

@@ -8,7 +8,7 @@ use super::choice::Choice;
 use super::unused;
 
 /// The keys that have a use, by section.
-pub(super) const KEYS: &[(&str, &[&str])] = &[
+pub const KEYS: &[(&str, &[&str])] = &[
     ("model", &["name", "max_seq_length", "load_in_4bit", "dtype"]),
     (
         "lora",

@@ -284,6 +284,9 @@ fn resolve(name: &str, mut root: Map<String, Value>, findings: &mut Findings) ->
     for key in root.keys() {
         findings.fault(key, "unknown section, expected model, lora, training, data or orpo");
     }
+    if orpo.is_some() && lora.is_none() {
+        findings.fault("orpo", "a preference stage trains an adapter, and the file has no `lora` section");
+    }
     if model.load_in_4bit && lora.is_none() {
         findings.fault("model.load_in_4bit", "expected false without a `lora` section: 4-bit weights are frozen");
     }

@@ -141,7 +141,7 @@ impl Diagnostic for Error {
             Self::NothingChanged { .. } => Some("an update goes from one release to another: --from OLD --to NEW".into()),
             Self::Http(error) => error.hint(),
             Self::BadSettings { .. } => Some("`configs/data.yaml` names every setting; what is left out has its default".into()),
-            Self::BadSetting { .. } => None,
+            Self::BadSetting { .. } => Some("give a value in that range, or leave it out for the default".into()),
             Self::Codes(error) => error.hint(),
             Self::File(error) => error.hint(),
             Self::Stopped(error) => error.hint(),

@@ -108,7 +108,8 @@ pub fn footprint(
         Dtype::Float32 => 4,
     };
     let size = |n: i64| n.max(0) as u64;
-    let (layers, hidden, inner) = (size(shape.num_hidden_layers), size(shape.hidden_size), size(shape.intermediate_size));
+    let (layers, hidden, inner) =
+        (size(shape.num_hidden_layers), size(shape.hidden_size), size(shape.intermediate_size));
     let weights = estimate_bytes(shape, stage.model.load_in_4bit, width);
     // Values in the model's own type are counted among the weights already.
     let (n_trained, value_bytes) = match &stage.lora {
@@ -248,7 +249,12 @@ impl Estimate {
         );
         text += &match (self.seconds, self.measured) {
             (Some(seconds), Some(rate)) => {
-                format!("  time: {}, at {:.0} tokens/s over {}\n", time_text(seconds), rate.tokens_per_second, steps_text(rate.steps))
+                format!(
+                    "  time: {}, at {:.0} tokens/s over {}\n",
+                    time_text(seconds),
+                    rate.tokens_per_second,
+                    steps_text(rate.steps)
+                )
             }
             _ => "  time: not known; --measure takes a few steps and says\n".to_owned(),
         };

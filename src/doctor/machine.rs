@@ -35,10 +35,13 @@ fn processor(cpuinfo: &str, n_cores: usize) -> Check {
     let Some(flags) = field("flags") else { return Check::ok("processor", format!("{model}, {cores}")) };
     let flags: Vec<&str> = flags.split(' ').collect();
     let sets: Vec<&str> = VECTOR_SETS.iter().filter(|(flag, _)| flags.contains(flag)).map(|(_, name)| *name).collect();
-    let message = format!("{model}, {cores}, {}", if sets.is_empty() { "no vector sets".into() } else { sets.join(", ") });
+    let message =
+        format!("{model}, {cores}, {}", if sets.is_empty() { "no vector sets".into() } else { sets.join(", ") });
     match flags.contains(&"avx2") {
         true => Check::ok("processor", message),
-        false => Check::warning("processor", message, "without AVX2 training is many times slower; use another machine"),
+        false => {
+            Check::warning("processor", message, "without AVX2 training is many times slower; use another machine")
+        }
     }
 }
 
@@ -84,11 +87,8 @@ pub fn cgroup_limit(root: &Path, own: &str) -> Option<CgroupLimit> {
     let v2 = own.lines().find_map(|line| path_of(line, "")).unwrap_or_default();
     let v1 = own.lines().find_map(|line| path_of(line, "memory")).unwrap_or_default();
     let of_v2 = limits(root, &v2, ["memory.max", "memory.current", "inactive_file"]);
-    let of_v1 = limits(
-        &root.join("memory"),
-        &v1,
-        ["memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"],
-    );
+    let of_v1 =
+        limits(&root.join("memory"), &v1, ["memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"]);
     of_v2.into_iter().chain(of_v1).min_by_key(|limit| limit.total)
 }
 

@@ -37,7 +37,12 @@ pub fn check_hub(access: &Access, is_needed: bool, stop: &Stop) -> Check {
 }
 
 /// Whose key of Weights & Biases it is. `is_needed`: a stage reports there.
-pub fn check_wandb(settings: Result<wandb::Settings, wandb::Error>, is_needed: bool, is_offline: bool, stop: &Stop) -> Check {
+pub fn check_wandb(
+    settings: Result<wandb::Settings, wandb::Error>,
+    is_needed: bool,
+    is_offline: bool,
+    stop: &Stop,
+) -> Check {
     let name = "weights & biases";
     let settings = match settings {
         Ok(settings) => settings,

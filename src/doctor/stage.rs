@@ -57,7 +57,13 @@ pub fn local_model(name: &str, access: &Access) -> Local {
 }
 
 /// Looks at a stage from all sides: model, records, memory, disk. `out` is the folder that it will write.
-pub fn check_stage(stage: &StageConfig, out: &Path, memory: Option<Memory>, access: &Access, stop: &Stop) -> StageChecks {
+pub fn check_stage(
+    stage: &StageConfig,
+    out: &Path,
+    memory: Option<Memory>,
+    access: &Access,
+    stop: &Stop,
+) -> StageChecks {
     let name = |what: &str| format!("{}: {what}", stage.name);
     let mut checks = Vec::new();
     let mut base = None;
@@ -79,6 +85,8 @@ pub fn check_stage(stage: &StageConfig, out: &Path, memory: Option<Memory>, acce
         checks.push(check_adapter(&name("adapter"), start, access, stop));
     }
     let is_usable = checks.iter().all(|check| check.status != Status::Fatal);
+    let is_usable = is_usable
+        && [Some(&stage.data.train), stage.data.validation.as_ref()].into_iter().flatten().all(|path| path.exists());
     let preview = match base.as_deref().filter(|_| is_usable).map(|dir| preview_stage(stage, dir)) {
         Some(Ok(preview)) => {
             for (what, counts) in [("records", Some(&preview.train)), ("validation", preview.validation.as_ref())] {
@@ -103,7 +111,9 @@ pub fn check_stage(stage: &StageConfig, out: &Path, memory: Option<Memory>, acce
     });
     match (taken, memory) {
         (Some((_, footprint)), Some(memory)) => checks.push(check_room(&name("memory"), footprint.total(), memory)),
-        (None, _) => checks.push(Check::skipped(name("memory"), "not estimated, because the model or the records are not here")),
+        (None, _) => {
+            checks.push(Check::skipped(name("memory"), "not estimated, because the model or the records are not here"))
+        }
         (_, None) => {}
     }
     let needed = taken.map(|(tokens, footprint)| disk_needed(&stage.training, tokens.steps, footprint));
@@ -121,7 +131,9 @@ pub fn check_fatal(stage: &StageConfig, base: &Path, out: &Path, memory: Option<
     let files = [("records", Some(&stage.data.train)), ("validation", stage.data.validation.as_ref())];
     checks.extend(files.into_iter().filter_map(|(what, path)| Some(check_first_line(&name(what), path?))));
     let mut needed = None;
-    if let Ok(footprint) = Config::load(base).map_err(drop).and_then(|shape| footprint(&shape, stage, 1, 1).map_err(drop)) {
+    if let Ok(footprint) =
+        Config::load(base).map_err(drop).and_then(|shape| footprint(&shape, stage, 1, 1).map_err(drop))
+    {
         if let Some(memory) = memory {
             checks.push(check_room(&name("memory"), footprint.floor(), memory));
         }
@@ -196,7 +208,9 @@ fn write_sample(from: &Path, lines: &[usize], to: &Path) -> Result<(), fsio::Err
         }
         Ok(())
     })?;
-    fsio::write_atomic(to, |out| lines.iter().filter_map(|line| texts.get(line)).try_for_each(|text| writeln!(out, "{text}")))
+    fsio::write_atomic(to, |out| {
+        lines.iter().filter_map(|line| texts.get(line)).try_for_each(|text| writeln!(out, "{text}"))
+    })
 }
 
 /// Whether a model's folder is complete.
@@ -283,8 +297,18 @@ fn check_counts(name: &str, counts: &FileCounts) -> Check {
     Check::ok(name, message)
 }
 
+/// That a file of records is not there, with what makes one.
+fn absent(name: &str, path: &Path) -> Option<Check> {
+    let is_absent = path != Path::new("-") && !path.exists();
+    let hint = "`axismapper data build` makes data/train.jsonl and the others; for your own, set data.train and data.validation";
+    is_absent.then(|| Check::fatal(name, format!("`{}` does not exist", path.display()), hint))
+}
+
 /// Counts a file's records without a tokenizer.
 fn check_lines(name: &str, path: &Path) -> Check {
+    if let Some(check) = absent(name, path) {
+        return check;
+    }
     let mut n_records = 0;
     let read = fsio::for_each_line(path, |_, text| {
         n_records += 1;
@@ -301,6 +325,9 @@ fn check_lines(name: &str, path: &Path) -> Check {
 fn check_first_line(name: &str, path: &Path) -> Check {
     if path == Path::new("-") {
         return Check::ok(name, "from stdin");
+    }
+    if let Some(check) = absent(name, path) {
+        return check;
     }
     let first = || -> Result<Option<String>, fsio::Error> {
         use std::io::BufRead as _;
@@ -356,14 +383,18 @@ mod tests {
     fn too_little_memory_is_fatal_and_busy_memory_a_warning() {
         let memory = Memory { total: 8_000_000_000, free: 2_000_000_000, is_limited: true };
         let status = |needed| check_room("memory", needed, memory).status;
-        assert_eq!([status(1_000_000_000), status(3_000_000_000), status(9_000_000_000)], [Status::Ok, Status::Warning, Status::Fatal]);
+        assert_eq!(
+            [status(1_000_000_000), status(3_000_000_000), status(9_000_000_000)],
+            [Status::Ok, Status::Warning, Status::Fatal]
+        );
     }
 
     #[test]
     fn a_missing_shard_is_named() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(weight_files(dir.path()).1.as_deref(), Some("model.safetensors"));
-        let index = "{\"weight_map\": {\"a\": \"m-1.safetensors\", \"b\": \"m-2.safetensors\", \"c\": \"m-1.safetensors\"}}";
+        let index =
+            "{\"weight_map\": {\"a\": \"m-1.safetensors\", \"b\": \"m-2.safetensors\", \"c\": \"m-1.safetensors\"}}";
         std::fs::write(dir.path().join("model.safetensors.index.json"), index).unwrap();
         std::fs::write(dir.path().join("m-1.safetensors"), "").unwrap();
         let (files, missing) = weight_files(dir.path());

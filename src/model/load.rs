@@ -11,7 +11,7 @@ use super::rope::Rope;
 use super::slots::{DEFAULT, Slots};
 use super::weights::Weights;
 use super::{Config, Result};
-use crate::adapter::{self, AdapterFile, Lora, Settings};
+use crate::adapter::{self, AdapterFile, Lora, Settings, TargetModules};
 use crate::quant::Nf4;
 use crate::tensor::{Placement, check_finite};
 
@@ -192,7 +192,10 @@ fn attach_layers(
         }
     }
     if n_attached == 0 {
-        let targets = format!("{:?}", settings.target_modules);
+        let targets = match &settings.target_modules {
+            TargetModules::Names(names) => names.join(", "),
+            TargetModules::Pattern(pattern) => pattern.clone(),
+        };
         return Err(adapter::Error::NoTargets { targets }.into());
     }
     Ok(())

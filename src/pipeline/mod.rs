@@ -89,7 +89,7 @@ impl Diagnostic for Error {
             Self::Stopped(error) => error.hint(),
             Self::Text(error) => error.hint(),
             Self::Train(error) => error.hint(),
-            Self::NoFolder { .. } => Some("give a local folder in Hugging Face layout".into()),
+            Self::NoFolder { .. } => Some("check the path; ORG/NAME means a model or an adapter on the Hub".into()),
             Self::OrpoWithoutAdapter { .. } => {
                 Some("add a `lora` section; `lora.init_adapter` names the adapter to start from".into())
             }

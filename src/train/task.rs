@@ -70,8 +70,9 @@ impl Task {
 
     /// Tokens of each training record and of each validation record.
     pub fn lengths(&self) -> (Vec<usize>, Vec<usize>) {
-        let of_pairs =
-            |pairs: &[PreferenceTokens]| pairs.iter().map(|r| r.prompt.len() + r.chosen.len() + r.rejected.len()).collect();
+        let of_pairs = |pairs: &[PreferenceTokens]| {
+            pairs.iter().map(|r| r.prompt.len() + r.chosen.len() + r.rejected.len()).collect()
+        };
         match self {
             Self::Sft { train, validation } => {
                 (train.iter().map(Tokens::len).collect(), validation.iter().map(Tokens::len).collect())

@@ -39,7 +39,7 @@ fn a_bad_request_is_named_with_its_remedy() {
     fails(&["eval", "--predictions", "torn.jsonl"], 1, &["torn.jsonl", "line 2", "hint: "]);
     fails(&["eval", "--predictions", "none.jsonl"], 1, &["none.jsonl", "hint: "]);
     fails(&["predict", "it hurts"], 2, &["no model is given", "--model"]);
-    fails(&["predict", "--model", "empty", "it hurts"], 1, &["tokenizer.json", "hint: "]);
+    fails(&["predict", "--model", "empty", "it hurts"], 2, &["without config.json", "tokenizer.json", "hint: "]);
     fails(&["predict", "--model", "empty", "--input", "other.jsonl"], 1, &["other.jsonl", "line 1", "scenario"]);
     fails(&["merge", "--model", "none", "--adapter", "empty", "--out", "x"], 2, &["`none` is not a folder"]);
 }

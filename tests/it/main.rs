@@ -3,12 +3,15 @@
 
 mod cli;
 mod codes;
+mod completions;
 mod config;
 mod constrained;
 mod data;
 mod data_pairs;
 mod demo;
+mod docs;
 mod doctor;
+mod errors;
 mod eval;
 mod finish;
 mod golden;
@@ -30,6 +33,7 @@ mod model_cli;
 mod model_files;
 mod predict;
 mod resume;
+mod schema;
 mod serve;
 mod small_model;
 mod text;

@@ -1,13 +1,13 @@
 //! `axismapper data build`: all steps in order, as a file of settings says.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args as ClapArgs;
 
 use super::generate::environment;
 use super::{ReleaseArgs, tell, words_of};
-use crate::cli::write_line;
+use crate::cli::{say_next, write_line};
 use crate::data;
 use crate::data::build::{BuildReport, BuildSettings, Step, Tick, build};
 use crate::diag::Failure;
@@ -60,6 +60,13 @@ pub(super) fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Wri
     let report = build(&release, &settings, &environment(), &args.out_dir, stop, tell_step)?;
     if let Some((_, bar)) = under_way {
         bar.finish();
+    }
+    let (sft, orpo) = (args.out_dir.join("train.jsonl"), args.out_dir.join("orpo_train.jsonl"));
+    match args.out_dir == Path::new("data") {
+        true => say_next(console, "axismapper doctor configs/dora.yaml configs/orpo.yaml, then axismapper train"),
+        false => {
+            say_next(console, &format!("axismapper train with data.train: {} (and {})", sft.display(), orpo.display()))
+        }
     }
     tell(out, args.json, &report, &summary_of(&report, args)?)
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args as ClapArgs, ValueEnum};
 
 use super::{ReleaseArgs, parse_code, tell, words_of};
-use crate::cli::{json_line, write_line};
+use crate::cli::{json_line, say_next, write_line};
 use crate::codes::Code;
 use crate::data;
 use crate::data::build::write_scenarios;
@@ -133,6 +133,7 @@ pub(super) fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Wri
         Manifest::beside(&args.out)?.note(&plan(value(&settings)?), outputs, &report)?;
         let left_out = left_out(report.n_codes_left_out);
         let summary = format!("{} scenarios about {} codes{left_out}", report.n_records, report.n_codes);
+        next(args, console);
         return tell(out, args.json, &report, &summary);
     };
     if args.restart {
@@ -142,7 +143,12 @@ pub(super) fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Wri
     progress.finish();
     let how = value(&(endpoint.protocol, llm, &settings))?;
     Manifest::beside(&args.out)?.note(&plan(how), outputs, &report)?;
+    next(args, console);
     tell(out, args.json, &report, &summary_of(&report, llm, &left_out(report.n_codes_left_out))?)
+}
+
+fn next(args: &Args, console: &Console) {
+    say_next(console, &format!("axismapper data validate --in {} --out valid.jsonl", args.out.display()));
 }
 
 /// What a model gave, and what was wrong with the rest.

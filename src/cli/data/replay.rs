@@ -8,10 +8,12 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::tell;
+use crate::cli::say_next;
 use crate::data::manifest::{Manifest, Plan};
 use crate::data::replay;
 use crate::diag::Failure;
 use crate::fsio;
+use crate::track::Console;
 
 /// Mix new records with a share of old ones, for a continual update
 #[derive(Debug, ClapArgs)]
@@ -43,7 +45,7 @@ struct ReplayReport {
     n_old_taken: usize,
 }
 
-pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
+pub(super) fn run(args: &Args, console: &Console, out: &mut dyn Write) -> Result<(), Failure> {
     let read = |path: &Path| fsio::read_jsonl::<Value>(path);
     let (new, old) = (read(&args.new)?, read(&args.old)?);
     let (n_new, n_old) = (new.len(), old.len());
@@ -54,6 +56,8 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let settings = json!({"ratio": args.ratio, "seed": args.seed});
     let plan = Plan { step: "replay", settings, release: None, inputs: &inputs };
     Manifest::beside(&args.out)?.note(&plan, std::slice::from_ref(&args.out), &report)?;
+    let sets = format!("--set data.train={}", args.out.display());
+    say_next(console, &format!("axismapper train --config configs/continual.yaml {sets}"));
     let summary = format!("{n_new} new records and {} of {n_old} old ones", report.n_old_taken);
     tell(out, args.json, &report, &summary)
 }

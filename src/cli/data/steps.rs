@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{ReleaseArgs, SourceArgs, tell, watched, words_of};
+use crate::cli::say_next;
 use crate::data;
 use crate::data::dedup::DedupSettings;
 use crate::data::manifest::{Manifest, Plan, ReleaseId};
@@ -17,6 +18,7 @@ use crate::data::split::SplitSettings;
 use crate::data::steps::{dedup_file, pairs_file, split_file, validate_files};
 use crate::data::validate::{ValidateReport, ValidateSettings};
 use crate::diag::Failure;
+use crate::fsio;
 use crate::stop::Stop;
 use crate::track::Console;
 
@@ -129,7 +131,7 @@ pub(super) fn run_validate(
         ..ValidateSettings::default()
     };
     let (source, _spooled) = args.source.source()?;
-    let progress = console.bar("validated", 0);
+    let progress = console.bar("validated", count_records(&source));
     let sources = std::slice::from_ref(&source);
     let mut advance = watched(&progress, stop);
     let report = validate_files(sources, &release, &settings, &args.out, args.rejected.as_deref(), &mut advance)?;
@@ -138,6 +140,7 @@ pub(super) fn run_validate(
     let how = json!([settings, source.columns]);
     let plan = Plan { step: "validate", settings: how, release: Some(ReleaseId::of(&release)), inputs: &[source.path] };
     note(Manifest::beside(&args.out)?, &plan, &[Some(&args.out), args.rejected.as_ref()], &report)?;
+    say_next(console, &format!("axismapper data dedup --in {} --out unique.jsonl", args.out.display()));
     tell(out, args.json, &report, &summary_of(&report)?)
 }
 
@@ -153,13 +156,14 @@ pub(super) fn summary_of(report: &ValidateReport) -> Result<String, Failure> {
 pub(super) fn run_dedup(args: &DedupArgs, console: &Console, stop: &Stop, out: &mut dyn Write) -> Result<(), Failure> {
     let settings = DedupSettings { threshold: args.threshold, ..DedupSettings::default() };
     let (source, _spooled) = args.source.source()?;
-    let progress = console.bar("compared", 0);
+    let progress = console.bar("compared", count_records(&source));
     let mut advance = watched(&progress, stop);
     let report = dedup_file(&source, &settings, &args.out, args.rejected.as_deref(), &mut advance)?;
     drop(advance);
     progress.finish();
     let plan = plan("dedup", json!([settings, source.columns]), &source);
     note(Manifest::beside(&args.out)?, &plan, &[Some(&args.out), args.rejected.as_ref()], &report)?;
+    say_next(console, &format!("axismapper data split --in {} --out-dir data", args.out.display()));
     let summary = format!(
         "{} of {} records kept; {} had the text of another, {} almost",
         report.n_kept, report.n_read, report.n_exact, report.n_near
@@ -170,12 +174,17 @@ pub(super) fn run_dedup(args: &DedupArgs, console: &Console, stop: &Stop, out: &
 pub(super) fn run_split(args: &SplitArgs, console: &Console, stop: &Stop, out: &mut dyn Write) -> Result<(), Failure> {
     let settings = args.shares.settings();
     let (source, _spooled) = args.source.source()?;
-    let progress = console.bar("shared out", 0);
+    let progress = console.bar("shared out", count_records(&source));
     let report = split_file(&source, &settings, &args.out_dir, &mut watched(&progress, stop))?;
     progress.finish();
     let plan = plan("split", json!([settings, source.columns]), &source);
     let outputs = ["train.jsonl", "val.jsonl", "test.jsonl"].map(|name| args.out_dir.join(name));
     Manifest::in_dir(&args.out_dir)?.note(&plan, &outputs, &report)?;
+    let dir = args.out_dir.display();
+    say_next(
+        console,
+        &format!("axismapper train --set data.train={dir}/train.jsonl --set data.validation={dir}/val.jsonl"),
+    );
     let mut summary = format!("train {}, val {}, test {}", report.n_train, report.n_val, report.n_test);
     if !report.held_out_families.is_empty() {
         summary.push_str(&format!(", {} wording families in test only", report.held_out_families.len()));
@@ -191,7 +200,7 @@ pub(super) fn run_pairs(args: &PairsArgs, console: &Console, stop: &Stop, out: &
     let settings = PairSettings { n_pairs: args.n_pairs, ..PairSettings::default() };
     let shares = args.shares.settings();
     let (source, _spooled) = args.source.source()?;
-    let progress = console.bar("paired", 0);
+    let progress = console.bar("paired", count_records(&source));
     let mut advance = watched(&progress, stop);
     let report = pairs_file(&source, &release, &shares, &settings, &args.out_dir, &mut advance)?;
     drop(advance);
@@ -200,11 +209,29 @@ pub(super) fn run_pairs(args: &PairsArgs, console: &Console, stop: &Stop, out: &
     let plan = Plan { release: Some(ReleaseId::of(&release)), ..plan("pairs", how, &source) };
     let outputs = ["orpo_train.jsonl", "orpo_val.jsonl"].map(|name| args.out_dir.join(name));
     Manifest::in_dir(&args.out_dir)?.note(&plan, &outputs, &report)?;
+    let dir = args.out_dir.display();
+    let sets = format!("--set data.train={dir}/orpo_train.jsonl --set data.validation={dir}/orpo_val.jsonl");
+    say_next(console, &format!("axismapper train --config configs/orpo.yaml {sets}"));
     let mut summary = format!("{} pairs to train on, {} to validate", report.train.n_pairs, report.val.n_pairs);
     for (flaw, n) in &report.train.by_flaw {
         summary.push_str(&format!("\n  {n} {}", words_of(flaw)?));
     }
     tell(out, args.json, &report, &summary)
+}
+
+/// The lines of a file that is not packed, so that the time left can be told; 0 where that is not known.
+fn count_records(source: &Source) -> u64 {
+    let name = source.path.to_string_lossy().to_lowercase();
+    let is_plain = [".jsonl", ".json", ".txt"].iter().any(|ending| name.ends_with(ending));
+    if !is_plain {
+        return 0;
+    }
+    let mut n = 0;
+    let counted = fsio::for_each_line(&source.path, |_, _| {
+        n += 1;
+        Ok(())
+    });
+    if counted.is_ok() { n } else { 0 }
 }
 
 fn plan<'a>(step: &'a str, settings: Value, source: &'a Source) -> Plan<'a> {
