@@ -4,6 +4,7 @@
 # Usage: scripts/release.sh [OUT_DIR]        (dist when left out)
 #   PROFILE=dev   the cargo profile; release when left out
 #   LIBTORCH      the libtorch to pack; .libtorch/torch when left out
+#   BINARY        a program that is built already, to be packed instead of a new one
 # The libraries for NVIDIA GPUs, some gigabytes, are not packed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -24,11 +25,14 @@ for tool in cargo ldd sha256sum tar; do
     command -v $tool >/dev/null || die "\`$tool\` is not on the PATH" "install it"
 done
 
-say "building with the profile $profile"
-AXISMAPPER_PORTABLE=1 LIBTORCH=$libtorch cargo build --locked --profile "$profile" --bin axismapper >&2
-folder=$profile
-[ "$profile" != dev ] || folder=debug
-binary=${CARGO_TARGET_DIR:-target}/$folder/axismapper
+binary=${BINARY:-}
+if [ -z "$binary" ]; then
+    say "building with the profile $profile"
+    AXISMAPPER_PORTABLE=1 LIBTORCH=$libtorch cargo build --locked --profile "$profile" --bin axismapper >&2
+    folder=$profile
+    [ "$profile" != dev ] || folder=debug
+    binary=${CARGO_TARGET_DIR:-target}/$folder/axismapper
+fi
 [ -x "$binary" ] || die "\`$binary\` was not made" "look at what cargo said above"
 
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n1)

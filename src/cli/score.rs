@@ -86,6 +86,7 @@ pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> 
             (n_tokens, nll) = (n_tokens + score.n_tokens, nll + score.nll);
             sink.push(&score)?;
         }
+        sink.sync()?;
     }
     sink.finish()?;
     progress.finish();
@@ -132,6 +133,14 @@ impl Sink<'_> {
         match self {
             Self::File(growing) => Ok(growing.push(score)?),
             Self::Stdout(out) => write_line(*out, &json_line(score)?),
+        }
+    }
+
+    /// What was scored is to be seen, and survives a crash.
+    fn sync(&mut self) -> Result<(), Failure> {
+        match self {
+            Self::File(growing) => Ok(growing.sync()?),
+            Self::Stdout(out) => super::written(out.flush()),
         }
     }
 

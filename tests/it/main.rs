@@ -34,6 +34,7 @@ mod model_files;
 mod predict;
 mod resume;
 mod schema;
+mod score;
 mod serve;
 mod small_model;
 mod text;
