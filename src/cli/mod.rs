@@ -158,7 +158,9 @@ fn install_panic_hook() {
     let default = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         let place = info.location().map_or(String::new(), |at| format!(" ({}:{})", at.file(), at.line()));
-        let said = info.payload_as_str().unwrap_or("no message").lines().next().unwrap_or_default();
+        let payload = info.payload();
+        let text = payload.downcast_ref::<&str>().copied().or(payload.downcast_ref::<String>().map(String::as_str));
+        let said = text.and_then(|text| text.lines().next()).unwrap_or("no message");
         let version = env!("CARGO_PKG_VERSION");
         let line = format!("error: a fault of axismapper {version} itself: {said}{place}");
         let whom = match env!("CARGO_PKG_REPOSITORY") {
