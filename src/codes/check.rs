@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use super::release::{Billable, Release};
-use super::{Code, excludes};
+use super::{Code, Node, excludes};
 
 /// Codes listed below a header or beside an unknown code.
 const MAX_LISTED: usize = 20;
@@ -177,7 +177,7 @@ fn status_of(release: &Release, code: Code) -> Status<'_> {
 
 /// Whether `code` is a leaf of the list, so that only the seventh character (and perhaps placeholders) is missing.
 fn needs_only_seventh(release: &Release, code: Code) -> bool {
-    release.node(code).is_some_and(|node| node.children.is_empty())
+    release.node(code).is_some_and(Node::is_leaf)
 }
 
 /// "A initial encounter, D subsequent encounter, S sequela".

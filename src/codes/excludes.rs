@@ -109,7 +109,7 @@ impl Excludes {
         }
         excludes.n_wide = excludes.rules.len();
         for (node, place) in release.nodes().iter().zip(0..) {
-            excludes.read(release, Holder::Node(node.code), &(place..node.end), node);
+            excludes.read(release, Holder::Node(node.code), &(place..release.end_of(NodeId(place))), node);
         }
         excludes
     }

@@ -2,19 +2,13 @@
 
 use std::ops::Range;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 
 use super::excludes::{Excludes, Exclusion, Holder, UnparsedNote};
 use super::seventh::{Extension, Seventh, SeventhLimit, complete};
 use super::tabular::{Chapter, Node, NodeId, Notes, Section, Tabular};
-use super::text::Source;
+use super::text::{Parts, Source};
 use super::{Code, Error, Text, source, table};
-
-/// The compact table of `icd10cm-tabular-April-1-2026.xml.gz`, which stands beside it.
-const BUILTIN: &str = include_str!("../../assets/icd10cm/fy2026-april.table");
-
-/// About as many bytes go to the full description of a code.
-const MEAN_DESCRIPTION_BYTES: usize = 90;
 
 /// A billable code.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,7 +53,7 @@ impl Release {
     /// # Errors
     /// Never on a sound build; a damaged table is an error like that of any other file.
     pub fn builtin() -> Result<Self, Error> {
-        source::read(&Source::BuiltIn(BUILTIN), "fy2026-april.table", Path::new("fy2026-april.table"))
+        source::read(&Source::built_in(), "fy2026-april.table", Path::new("fy2026-april.table"))
     }
 
     /// Reads a release from a file: the tabular list in XML or as a compact table, an order file, or a `codes.json`
@@ -143,6 +137,14 @@ impl Release {
     /// The entries of the tabular list, in the order of the document.
     pub fn nodes(&self) -> &[Node] {
         &self.tabular.nodes
+    }
+
+    /// The entries right below the one at a place of the tabular list, in the order of the document.
+    pub fn children_of(&self, id: NodeId) -> impl Iterator<Item = &Node> {
+        let end = self.end_of(id);
+        let first = NodeId(id.0 + 1);
+        let next = move |id: &NodeId| Some(NodeId(self.end_of(*id)));
+        std::iter::successors(Some(first), next).take_while(move |id| id.0 < end).map(|id| self.node_at(id))
     }
 
     /// The entry right above `code`: the leaf for a code completed by a seventh character.
@@ -251,24 +253,29 @@ impl Release {
     /// `J40-J4A` holds `J45`, which the document puts after `J4A`. An end that is not in the list stands for its
     /// neighbour inside the range, where both ends are of one length; else the range is unknown.
     pub(super) fn span(&self, first: Code, last: Code) -> Option<Range<u32>> {
-        let known = |code: Code| self.node_id(code).map(|id| (id.0, self.node_at(id)));
+        let known = |code: Code| self.node_id(code);
         let len = first.len();
         if first == last || len != last.len() {
-            let ((start, _), (_, last)) = (known(first)?, known(last)?);
-            return Some(start..last.end).filter(|span| !span.is_empty());
+            let (start, last) = (known(first)?, known(last)?);
+            return Some(start.0..self.end_of(last)).filter(|span| !span.is_empty());
         }
         let between = || {
             let from = self.by_code.partition_point(|(code, _)| *code < first);
             let in_range = self.by_code[from..].iter().take_while(|(code, _)| code.truncated(len) <= last);
-            in_range.filter(|(code, _)| code.len() == len).map(|&(_, id)| (id.0, self.node_at(id)))
+            in_range.filter(|(code, _)| code.len() == len).map(|&(_, id)| id)
         };
-        let (start, _) = known(first).or_else(|| between().min_by_key(|(place, _)| *place))?;
+        let start = known(first).or_else(|| between().min())?;
         let ends_in_letter = last.character(len).is_some_and(|c| c.is_ascii_alphabetic());
-        let (_, end) = match known(last) {
-            Some(end) if !ends_in_letter => end,
-            _ => between().max_by_key(|(place, _)| *place)?,
+        let last = match known(last) {
+            Some(last) if !ends_in_letter => last,
+            _ => between().max()?,
         };
-        Some(start..end.end).filter(|span| !span.is_empty())
+        Some(start.0..self.end_of(last)).filter(|span| !span.is_empty())
+    }
+
+    /// One past the last entry below that at a place of the tabular list.
+    pub(super) fn end_of(&self, id: NodeId) -> u32 {
+        self.tabular.end_of(id)
     }
 
     pub(super) fn node_id(&self, code: Code) -> Option<NodeId> {
@@ -277,10 +284,7 @@ impl Release {
     }
 
     pub(super) fn from_tabular(name: String, tabular: Tabular, fingerprint: u128) -> Self {
-        let mut by_code: Vec<(Code, NodeId)> = Vec::with_capacity(tabular.nodes.len());
-        by_code.extend(tabular.nodes.iter().zip(0..).map(|(node, idx)| (node.code, NodeId(idx))));
-        // The stable sort, because it makes use of the long runs that are in order already.
-        by_code.sort();
+        let by_code = in_code_order(&tabular);
         let billable = expand(&tabular, &by_code);
         let mut release = Self {
             name,
@@ -317,44 +321,59 @@ impl Release {
     }
 }
 
+/// Every entry of a tabular list, sorted by code.
+fn in_code_order(tabular: &Tabular) -> Vec<(Code, NodeId)> {
+    let mut categories: Vec<(Code, NodeId)> = Vec::new();
+    let mut next = NodeId(0);
+    while let Some(node) = tabular.nodes.get(next.idx()) {
+        categories.push((node.code, next));
+        next = NodeId(tabular.end_of(next));
+    }
+    categories.sort_unstable();
+    let mut by_code = Vec::with_capacity(tabular.nodes.len());
+    for (_, id) in categories {
+        let start = by_code.len();
+        by_code.extend((id.0..tabular.end_of(id)).map(NodeId).map(|id| (tabular.nodes[id.idx()].code, id)));
+        // The document puts letters before digits in places: `H93.A9` comes before `H93.2`.
+        let category = &mut by_code[start..];
+        if !category.is_sorted() {
+            category.sort_unstable();
+        }
+    }
+    by_code
+}
+
 /// The billable codes of a tabular list, sorted: each leaf, or the codes that its seventh characters make of it.
 fn expand(tabular: &Tabular, by_code: &[(Code, NodeId)]) -> Vec<Billable> {
     let limits: Vec<SeventhLimit> =
         tabular.nodes.iter().flat_map(|node| &node.remarks).filter_map(|note| SeventhLimit::parse(note)).collect();
+    let texts_of = |list: &Vec<Extension>| list.iter().map(|extension| extension.text.clone()).collect();
     let lists = lists_in_force(tabular);
-    // All full descriptions stand in one text, which is far faster than one allocation for each.
-    let mut whole = String::with_capacity(tabular.nodes.len() * 2 * MEAN_DESCRIPTION_BYTES);
-    let mut completed = Vec::with_capacity(2 * tabular.nodes.len());
+    let mut billable = Vec::with_capacity(2 * tabular.nodes.len());
+    // All full descriptions stand in one text, made when the first is read: few programs read any.
+    let descriptions = Source::composed();
+    let mut parts = Parts::new(tabular.extensions.iter().map(|(_, list)| texts_of(list)).collect());
     // Leaves in the order of their codes give billable codes in order, because no leaf is the beginning of another.
-    for &(code, id) in by_code {
+    for &(leaf, id) in by_code {
         let node = &tabular.nodes[id.idx()];
-        if !node.children.is_empty() {
+        if !node.is_leaf() {
             continue;
         }
-        match lists[id.idx()].filter(|_| code.len() < Code::MAX_LEN) {
-            None => completed.push(Completed { code, id, seventh: None, described: 0..0 }),
-            Some(list) => completed.extend(complete(code, list, &limits).map(|(code, extension)| {
-                let start = whole.len();
-                whole.push_str(&node.description);
-                whole.push_str(", ");
-                whole.push_str(&extension.text);
-                Completed { code, id, seventh: Some(extension), described: start..whole.len() }
-            })),
-        }
+        let Some(list) = lists[id.idx()].filter(|_| leaf.len() < Code::MAX_LEN) else {
+            let description = node.description.clone();
+            billable.push(Billable { code: leaf, description, node: Some(id), seventh: None });
+            continue;
+        };
+        let (_, extensions) = &tabular.extensions[list as usize];
+        let mut completed = complete(leaf, extensions, &limits);
+        parts.add(&node.description, list, |place| {
+            let Some((Some(code), Extension { character, text, .. })) = completed.next() else { return };
+            let description = descriptions.slice(place).unwrap_or_else(|| Parts::joined(&node.description, text));
+            let seventh = Some(Seventh { character: *character, text: text.clone() });
+            billable.push(Billable { code, description, node: Some(id), seventh });
+        });
     }
-    let whole = Source::Shared(Arc::new(whole));
-    let mut billable: Vec<Billable> = completed
-        .into_iter()
-        .map(|Completed { code, id, seventh, described }| Billable {
-            code,
-            description: match seventh {
-                Some(_) => whole.cut(&whole.as_str()[described]),
-                None => tabular.nodes[id.idx()].description.clone(),
-            },
-            node: Some(id),
-            seventh: seventh.map(|seventh| Seventh { character: seventh.character, text: Arc::clone(&seventh.text) }),
-        })
-        .collect();
+    descriptions.compose_from(parts);
     // A list of seventh characters need not be in order.
     if !billable.is_sorted_by_key(|billable| billable.code) {
         billable.sort_by_key(|billable| billable.code);
@@ -362,21 +381,12 @@ fn expand(tabular: &Tabular, by_code: &[(Code, NodeId)]) -> Vec<Billable> {
     billable
 }
 
-/// A billable code whose full description is in the making.
-struct Completed<'a> {
-    code: Code,
-    id: NodeId,
-    seventh: Option<&'a Extension>,
-    /// Where it stands in the text of all descriptions; empty without a seventh character.
-    described: Range<usize>,
-}
-
-/// The list of seventh characters that holds at each entry: its own, else that of the entry above.
-fn lists_in_force(tabular: &Tabular) -> Vec<Option<&[Extension]>> {
-    let mut own = tabular.extensions.iter().peekable();
-    let mut lists: Vec<Option<&[Extension]>> = Vec::with_capacity(tabular.nodes.len());
+/// The list of seventh characters that holds at each entry, by its place: its own, else that of the entry above.
+fn lists_in_force(tabular: &Tabular) -> Vec<Option<u32>> {
+    let mut own = tabular.extensions.iter().zip(0..).peekable();
+    let mut lists: Vec<Option<u32>> = Vec::with_capacity(tabular.nodes.len());
     for (node, idx) in tabular.nodes.iter().zip(0..) {
-        let own = own.next_if(|(holder, _)| *holder == NodeId(idx)).map(|(_, list)| list.as_slice());
+        let own = own.next_if(|((holder, _), _)| *holder == NodeId(idx)).map(|(_, list)| list);
         lists.push(own.or_else(|| node.parent.and_then(|above| lists[above.idx()])));
     }
     lists

@@ -4,9 +4,7 @@
 //! leaf takes the nearest such list, is padded with the placeholder `X` to six characters, and yields one billable
 //! code for each extension, described as "DESCRIPTION, EXTENSION".
 
-use std::sync::Arc;
-
-use super::Code;
+use super::{Code, Text};
 
 /// One entry of a list of seventh characters.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,7 +12,7 @@ pub struct Extension {
     /// The character itself, `A` in `S82.201A`.
     pub character: char,
     /// What it stands for, as "initial encounter for closed fracture".
-    pub text: Arc<str>,
+    pub text: Text,
     /// Other words for the same thing, as "initial encounter for open fracture NOS".
     pub terms: Vec<String>,
 }
@@ -25,7 +23,7 @@ pub struct Seventh {
     /// The character itself.
     pub character: char,
     /// What it stands for.
-    pub text: Arc<str>,
+    pub text: Text,
 }
 
 /// A note that takes some seventh characters away from a part of a category.
@@ -53,9 +51,9 @@ impl SeventhLimit {
         (!limit.sixth.is_empty() && !limit.withheld.is_empty()).then_some(limit)
     }
 
-    fn withholds(&self, padded: Code, character: char) -> bool {
-        padded.is_under(self.category)
-            && padded.character(6).is_some_and(|sixth| self.sixth.contains(&sixth))
+    fn withholds(&self, leaf: Code, character: char) -> bool {
+        leaf.is_under(self.category)
+            && leaf.character(6).is_some_and(|sixth| self.sixth.contains(&sixth))
             && self.withheld.contains(&character)
     }
 }
@@ -66,19 +64,18 @@ fn single_characters(text: &str) -> Vec<char> {
     words.filter_map(|word| word.chars().next()).filter(|c| c.is_ascii_uppercase() || c.is_ascii_digit()).collect()
 }
 
-/// The billable codes of a leaf: one for each of its extensions that no limit withholds.
+/// The billable code that each extension makes of a leaf; none where a limit withholds it.
 pub(super) fn complete<'a>(
     leaf: Code,
     extensions: &'a [Extension],
     limits: &'a [SeventhLimit],
-) -> impl Iterator<Item = (Code, &'a Extension)> {
+) -> impl Iterator<Item = (Option<Code>, &'a Extension)> {
     let padded = leaf.extended(&"XXX"[..Code::MAX_LEN - 1 - leaf.len().min(6)]).unwrap_or(leaf);
-    let allowed =
-        move |extension: &&Extension| !limits.iter().any(|limit| limit.withholds(padded, extension.character));
-    extensions
-        .iter()
-        .filter(allowed)
-        .filter_map(move |extension| Some((padded.extended(extension.character.encode_utf8(&mut [0; 4]))?, extension)))
+    let withheld = move |character| limits.iter().any(|limit| limit.withholds(padded, character));
+    extensions.iter().map(move |extension| {
+        let character = Some(extension.character).filter(|&character| !withheld(character));
+        (character.and_then(|character| padded.extended(character.encode_utf8(&mut [0; 4]))), extension)
+    })
 }
 
 #[cfg(test)]
@@ -91,11 +88,12 @@ mod tests {
                     brain injury prior to regaining consciousness, or 8 - death due to other cause prior to regaining \
                     consciousness.";
         let limit = SeventhLimit::parse(note).unwrap();
-        let encounter = |character| Extension { character, text: "x".into(), terms: Vec::new() };
+        let encounter = |character| Extension { character, text: "x".to_owned().into(), terms: Vec::new() };
         let extensions = ['A', 'D', 'S'].map(encounter);
         let complete = |leaf: &str| -> Vec<String> {
             let leaf = Code::parse(leaf).unwrap();
-            complete(leaf, &extensions, std::slice::from_ref(&limit)).map(|(code, _)| code.to_string()).collect()
+            let completed = complete(leaf, &extensions, std::slice::from_ref(&limit));
+            completed.filter_map(|(code, _)| Some(code?.to_string())).collect()
         };
         assert_eq!(complete("S06.1X7"), ["S06.1X7A"]);
         assert_eq!(complete("S06.1X9"), ["S06.1X9A", "S06.1X9D", "S06.1X9S"]);

@@ -7,7 +7,6 @@
 use std::collections::BTreeMap;
 use std::io::{Cursor, ErrorKind, Read as _};
 use std::path::Path;
-use std::sync::Arc;
 
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -82,7 +81,7 @@ fn text_of(bytes: Vec<u8>, path: &Path) -> Result<Source, Error> {
         let at = error.utf8_error().valid_up_to();
         Error::torn(path, format!("byte {at} is not UTF-8 text"))
     })?;
-    Ok(Source::Shared(Arc::new(text)))
+    Ok(Source::read(text))
 }
 
 /// The name and the bytes of the member that holds the codes: the tabular list, else the order file.

@@ -71,25 +71,44 @@ pub(super) fn write(name: &str, tabular: &Tabular) -> String {
 /// # Errors
 /// [`Error::BadEntry`] with the line that breaks the format, [`Error::Torn`] when the end is missing.
 pub(super) fn read(source: &Source, path: &Path) -> Result<(String, Tabular), Error> {
-    let mut reader = Reader { source, tabular: Tabular::default(), open: Vec::new() };
-    reader.tabular.nodes.reserve(source.as_str().len() / BYTES_PER_NODE);
-    let mut lines = source.as_str().lines();
-    let header = lines.next().and_then(|first| first.strip_prefix(MAGIC)).and_then(|rest| rest.split_once('\t'));
+    let whole = source.as_str();
+    let header = whole.lines().next().and_then(|line| line.strip_prefix(MAGIC)).and_then(|line| line.split_once('\t'));
     let (name, version) =
         header.ok_or_else(|| Error::bad_entry(path, 1, format!("expected `{}`", MAGIC.trim_end())))?;
-    reader.tabular.version = version.to_owned();
-    for (text, number) in lines.zip(2..) {
-        if let Some(n_entries) = text.strip_prefix("end\t") {
-            let n_read = reader.tabular.nodes.len();
-            if n_entries.parse() != Ok(n_read) {
-                return Err(Error::bad_entry(path, number, format!("expected {n_entries} entries, found {n_read}")));
-            }
-            reader.close_down_to(0);
-            return Ok((name.to_owned(), reader.tabular));
-        }
-        reader.read(text).map_err(|message| Error::bad_entry(path, number, message))?;
+    let rest = whole.split_once('\n').map_or("", |(_, rest)| rest);
+    // Two threads read a half each; a category needs nothing of what stands before it.
+    let (first_half, second_half) = rest.split_at(second_half(rest));
+    let (first, second) = std::thread::scope(|scope| {
+        let second = scope.spawn(|| Half::read(source, second_half));
+        (Half::read(source, first_half), second.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    });
+    let bad_line = |n_lines: usize, message| Error::bad_entry(path, 1 + n_lines, message);
+    let mut read = first.map_err(|(n_lines, message)| bad_line(n_lines, message))?;
+    if read.n_entries.is_none() {
+        let second = second.map_err(|(n_lines, message)| bad_line(read.n_lines + n_lines, message))?;
+        read.append(second).map_err(|message| bad_line(read.n_lines, message))?;
     }
-    Err(Error::Torn { path: path.to_owned(), message: "it stops before its last line".into() })
+    let Half { mut tabular, n_lines, n_entries } = read;
+    let n_read = tabular.nodes.len();
+    match n_entries {
+        None => Err(Error::Torn { path: path.to_owned(), message: "it stops before its last line".into() }),
+        Some(expected) if expected.parse() != Ok(n_read) => {
+            Err(bad_line(n_lines, format!("expected {expected} entries, found {n_read}")))
+        }
+        Some(_) => {
+            tabular.version = version.to_owned();
+            Ok((name.to_owned(), tabular))
+        }
+    }
+}
+
+/// Where the category starts that comes first after the middle.
+fn second_half(text: &str) -> usize {
+    let bytes = text.as_bytes();
+    let middle = bytes.len() / 2;
+    let starts_category = |start: &usize| bytes[*start..].iter().position(|&byte| byte == b'\t') == Some(3);
+    let starts = memchr::memchr_iter(b'\n', &bytes[middle..]).map(|newline| middle + newline + 1);
+    starts.filter(|start| *start < bytes.len()).find(starts_category).unwrap_or(bytes.len())
 }
 
 fn line(out: &mut String, text: std::fmt::Arguments) {
@@ -105,6 +124,47 @@ fn write_notes(out: &mut String, notes: &Notes) {
     }
 }
 
+/// What stands in a part of a table.
+struct Half<'a> {
+    tabular: Tabular,
+    /// Up to the end of the table, where it lies in this part.
+    n_lines: usize,
+    /// As the end of the table gives it.
+    n_entries: Option<&'a str>,
+}
+
+impl<'a> Half<'a> {
+    /// Reads lines, of which the first is that of a chapter or a category.
+    ///
+    /// # Errors
+    /// The number of the bad line, counted from 1, and what is wrong with it.
+    fn read(source: &Source, text: &'a str) -> Result<Self, (usize, String)> {
+        let mut reader = Reader { source, tabular: Tabular::default(), open: Vec::new() };
+        reader.tabular.nodes.reserve(text.len() / BYTES_PER_NODE);
+        let (mut n_lines, mut n_entries, mut start) = (0, None, 0);
+        let ends = memchr::memchr_iter(b'\n', text.as_bytes());
+        let is_open = !text.is_empty() && !text.ends_with('\n');
+        for end in ends.chain(is_open.then_some(text.len())) {
+            let line = &text[start..end];
+            let line = line.strip_suffix('\r').unwrap_or(line);
+            (n_lines, start) = (n_lines + 1, end + 1);
+            n_entries = line.strip_prefix("end\t");
+            if n_entries.is_some() {
+                break;
+            }
+            reader.read(line).map_err(|message| (n_lines, message))?;
+        }
+        reader.close_down_to(0);
+        Ok(Self { tabular: reader.tabular, n_lines, n_entries })
+    }
+
+    fn append(&mut self, next: Self) -> Result<(), String> {
+        self.n_lines += next.n_lines;
+        self.n_entries = next.n_entries;
+        self.tabular.append(next.tabular)
+    }
+}
+
 /// A list in the making, and where its next line belongs.
 struct Reader<'a> {
     source: &'a Source,
@@ -115,7 +175,8 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn read(&mut self, line: &str) -> Result<(), String> {
-        let (tag, rest) = line.split_once('\t').ok_or("expected a tag, a tab and a text")?;
+        let tab = line.bytes().position(|byte| byte == b'\t').ok_or("expected a tag, a tab and a text")?;
+        let (tag, rest) = (&line[..tab], &line[tab + 1..]);
         if tag.len() >= 3 {
             return self.read_entry(tag, rest);
         }
@@ -139,7 +200,8 @@ impl Reader<'_> {
                 let &[character] = character.as_bytes() else {
                     return Err(format!("expected one character, found `{character}`"));
                 };
-                let extension = Extension { character: char::from(character), text: text.into(), terms: Vec::new() };
+                let extension =
+                    Extension { character: char::from(character), text: self.source.cut(text), terms: Vec::new() };
                 let holder = *self.open.last().ok_or("a seventh character before any code")?;
                 let lists = &mut self.tabular.extensions;
                 match lists.last_mut().filter(|(last, _)| *last == holder) {

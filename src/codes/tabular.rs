@@ -89,8 +89,6 @@ pub struct Node {
     pub description: Text,
     /// The node above; a category has none.
     pub parent: Option<NodeId>,
-    /// The nodes right below, in the order of the document.
-    pub children: Vec<NodeId>,
     /// 0 for a category, one more for each level below.
     pub depth: u8,
     /// Conditions that the code covers.
@@ -99,8 +97,8 @@ pub struct Node {
     pub has_placeholder: bool,
     /// Boxed because few nodes have any; read through [`Node::deref`].
     pub(super) notes: Option<Box<Notes>>,
-    /// One past the last node below this one.
-    pub(super) end: u32,
+    /// How many nodes come after this one and lie below it.
+    pub(super) n_below: u32,
 }
 
 /// A node's notes read as its own fields: `node.excludes1`.
@@ -180,13 +178,17 @@ impl Node {
             code,
             description,
             parent: None,
-            children: Vec::new(),
             depth: 0,
             inclusion_terms: Vec::new(),
             has_placeholder: false,
             notes: None,
-            end: 0,
+            n_below: 0,
         }
+    }
+
+    /// Whether no other entry lies below: the code, or what a seventh character makes of it, is billable.
+    pub fn is_leaf(&self) -> bool {
+        self.n_below == 0
     }
 }
 
@@ -223,25 +225,41 @@ impl Tabular {
         let id = NodeId(u32::try_from(self.nodes.len()).map_err(|_| "too many codes")?);
         match parent {
             Some(above) => {
-                let above = &mut self.nodes[above.idx()];
+                let above = &self.nodes[above.idx()];
                 if !node.code.is_under(above.code) || node.code.len() != above.code.len() + 1 {
                     return Err(format!("`{}` cannot stand right below `{}`", node.code, above.code));
                 }
                 node.depth = above.depth + 1;
-                above.children.push(id);
             }
             None if node.code.len() != 3 => return Err(format!("`{}` stands outside any category", node.code)),
             None => {}
         }
         node.parent = parent;
-        node.end = id.0 + 1;
         self.nodes.push(node);
         Ok(id)
     }
 
     /// Marks the nodes added since `id` as lying below it.
     pub(super) fn close(&mut self, id: NodeId) {
-        self.nodes[id.idx()].end = self.nodes.len() as u32;
+        self.nodes[id.idx()].n_below = self.nodes.len() as u32 - id.0 - 1;
+    }
+
+    /// Adds the entries of a list that goes on where this one ends.
+    pub(super) fn append(&mut self, next: Self) -> Result<(), String> {
+        let offset = u32::try_from(self.nodes.len()).map_err(|_| "too many codes")?;
+        u32::try_from(self.nodes.len() + next.nodes.len()).map_err(|_| "too many codes")?;
+        let moved = |NodeId(place)| NodeId(place + offset);
+        let nodes = next.nodes.into_iter();
+        self.nodes.extend(nodes.map(|node| Node { parent: node.parent.map(moved), ..node }));
+        self.extensions.extend(next.extensions.into_iter().map(|(holder, list)| (moved(holder), list)));
+        self.chapters.extend(next.chapters);
+        self.sections.extend(next.sections);
+        Ok(())
+    }
+
+    /// One past the last node below this one.
+    pub(super) fn end_of(&self, id: NodeId) -> u32 {
+        id.0 + 1 + self.nodes[id.idx()].n_below
     }
 }
 

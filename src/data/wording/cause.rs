@@ -501,7 +501,7 @@ mod tests {
             release
                 .nodes()
                 .iter()
-                .filter(|node| node.children.is_empty() && node.code.undotted().starts_with(['V', 'W', 'X', 'Y']))
+                .filter(|node| node.is_leaf() && node.code.undotted().starts_with(['V', 'W', 'X', 'Y']))
                 .map(|node| (node.code, node.description.as_str())),
         );
         (release, causes)
@@ -514,7 +514,7 @@ mod tests {
         for (key, columns) in rows(TABLE) {
             let code = Code::parse(key).unwrap();
             let node = release.node(code).unwrap_or_else(|| panic!("{key} is not in the release"));
-            assert!(node.children.is_empty(), "{key} is a header");
+            assert!(node.is_leaf(), "{key} is a header");
             assert_eq!(columns.len(), 2, "{key}");
             assert!(matches!(causes.by_node[&code], Wordings::Listed { .. }));
             for words in columns.concat() {
@@ -561,9 +561,7 @@ mod tests {
     fn most_transport_accidents_are_put_together_from_their_parts() {
         let (release, causes) = causes();
         let is_transport = |node: &&crate::codes::Node| {
-            node.children.is_empty()
-                && node.code.undotted().starts_with('V')
-                && node.description.contains(" injured in ")
+            node.is_leaf() && node.code.undotted().starts_with('V') && node.description.contains(" injured in ")
         };
         let all: Vec<_> = release.nodes().iter().filter(is_transport).collect();
         let is_parsed =

@@ -76,9 +76,9 @@ fn describe(release: &Release, code: Code, text: &mut String) {
 
 /// Descriptions of the codes that differ least: half of them other entries beside its own, the rest other visits.
 fn neighbours<'a>(release: &'a Release, code: Code, node: Option<&'a Node>) -> Vec<&'a str> {
-    let beside = node.and_then(|node| node.parent).map(|above| release.node_at(above)).into_iter();
-    let entries = beside
-        .flat_map(|above| above.children.iter().map(|id| release.node_at(*id)))
+    let above = node.and_then(|node| node.parent).into_iter();
+    let entries = above
+        .flat_map(|above| release.children_of(above))
         .filter(|other| Some(other.code) != node.map(|node| node.code))
         .map(|other| other.description.as_str())
         .take(MAX_NEIGHBOURS / 2);
