@@ -8,14 +8,14 @@ mod steps;
 mod update;
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Subcommand};
 use serde::Serialize;
 
 use super::release::ReleaseArgs;
 use super::{json_line, write_indented_json, write_line};
-use crate::codes::{Code, Release};
+use crate::codes::Code;
 use crate::data;
 use crate::data::source::{Columns, Source, Spooled};
 use crate::diag::Failure;
@@ -93,10 +93,6 @@ impl ColumnArgs {
     fn columns(&self) -> Columns {
         Columns { text: self.text_column.clone(), codes: self.codes_column.clone() }
     }
-}
-
-fn load_release(path: Option<&Path>) -> Result<Release, crate::codes::Error> {
-    path.map_or_else(Release::builtin, Release::load)
 }
 
 fn parse_code(text: &str) -> Result<Code, String> {

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use clap::Args as ClapArgs;
 use serde_json::json;
 
-use super::{load_release, tell};
-use crate::codes::{self, Release};
+use super::tell;
+use crate::cli::release::CacheArgs;
 use crate::data::manifest::{Manifest, Plan, ReleaseId};
 use crate::data::source::Source;
 use crate::data::update::{Conversion, UpdateReport, UpdateSettings, update};
@@ -25,10 +25,10 @@ const N_LISTED: usize = 10;
 /// Make the records of a continual update: new and changed codes of a release, and a share of the old records
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
-    /// The release that was learned: a file, or `builtin`
+    /// The release that was learned: a file, `builtin`, or a fetched release as in 2026
     #[arg(long, value_name = "RELEASE", default_value = "builtin")]
     from: PathBuf,
-    /// The release to learn: a file, or `builtin`
+    /// The release to learn: a file, `builtin`, or a fetched release as in 2027
     #[arg(long, value_name = "RELEASE")]
     to: PathBuf,
     /// The records that were learned, as data/train.jsonl
@@ -58,10 +58,12 @@ pub(super) struct Args {
     /// Print the counts as JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    cache: CacheArgs,
 }
 
 pub(super) fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> Result<(), Failure> {
-    let (from, to) = (load(&args.from)?, load(&args.to)?);
+    let (from, to) = (args.cache.load(&args.from)?, args.cache.load(&args.to)?);
     let conversion = match &args.conversion {
         Some(path) => Conversion::read(path)?,
         None => Conversion::default(),
@@ -79,7 +81,7 @@ pub(super) fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Wri
     fsio::write_atomic(&file("stage.yaml"), |out| out.write_all(stage.as_bytes()))?;
     let inputs: Vec<PathBuf> = [&args.from, &args.to]
         .into_iter()
-        .filter(|path| path.as_path() != Path::new("builtin"))
+        .filter(|path| path.is_file())
         .chain([&args.old])
         .chain(&args.conversion)
         .cloned()
@@ -89,10 +91,6 @@ pub(super) fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Wri
     let outputs = ["train.jsonl", "val.jsonl", "test.jsonl", "stage.yaml"].map(file);
     Manifest::in_dir(&args.out_dir)?.note(&plan, &outputs, &made.report)?;
     tell(out, args.json, &made.report, &summary_of(&made.report, &file("stage.yaml")))
-}
-
-fn load(path: &Path) -> Result<Release, codes::Error> {
-    load_release(if path == Path::new("builtin") { None } else { Some(path) })
 }
 
 /// The recipe with the paths of this update.

@@ -116,8 +116,9 @@ impl<'v> Question<'v> {
             .enumerate()
             .map(|(idx, word)| readings(words, lay, word, is_open && idx + 1 == asked.len()))
             .collect();
-        let spelled: Vec<Vec<&str>> =
-            places.iter().map(|readings| readings.iter().map(|reading| reading.word).collect()).collect();
+        let weighted = |reading: &Reading<'v>| (reading.word, reading.weight);
+        let spelled: Vec<Vec<(&str, f32)>> =
+            places.iter().map(|readings| readings.iter().map(weighted).collect()).collect();
         let mut weights: HashMap<&str, f32> = HashMap::new();
         let mut count = |word: &'v str, weight: f32| {
             let entry = weights.entry(word).or_default();
@@ -136,8 +137,6 @@ impl<'v> Question<'v> {
             // Words of the street are rare in the list, which would make them precious.
             let rarity = |list: &mut dyn Iterator<Item = &str>| list.map(|word| words.rarity(word)).sum::<f32>();
             let own_rarity = rarity(&mut said.iter().filter_map(|readings| Some(readings.first()?.word)));
-            let certainty = said.iter().filter_map(|readings| readings.first()).map(|reading| reading.weight);
-            let certainty = certainty.fold(1.0, f32::min) * LAY_WEIGHT;
             let mut ways = Vec::new();
             let mut highest = 1.0f32;
             for meaning in meanings {
@@ -145,6 +144,7 @@ impl<'v> Question<'v> {
                     (own_rarity / rarity(&mut meaning.meant.iter().map(String::as_str)).max(1.0)).max(1.0).sqrt();
                 let meant: Option<Vec<_>> = meaning.meant.iter().map(|word| words.query(word, fields)).collect();
                 let Some(meant) = meant else { continue };
+                let certainty = meaning.certainty * LAY_WEIGHT;
                 meaning.meant.iter().for_each(|word| count(word, certainty));
                 ways.push(boosted(all_of(meant), certainty * ratio));
                 highest = highest.max(ratio);

@@ -74,10 +74,12 @@ struct Phrase {
 }
 
 /// A place of a question where people's words stand for words of the list.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq)]
 pub(super) struct Meaning<'a> {
     /// How many words of the question it takes.
     pub n_words: usize,
+    /// How surely the words of the question are those that people say: the weight of the least sure of them.
+    pub certainty: f32,
     /// The words of the list.
     pub meant: &'a [String],
 }
@@ -106,21 +108,23 @@ impl Lay {
     }
 
     /// What the beginning of `asked` may stand for, the longest phrases only; each place of `asked` lists the words
-    /// that may have been meant there. The last word may be unfinished where `is_open`.
-    pub(super) fn meanings<'a>(&'a self, asked: &[Vec<&str>], is_open: bool) -> Vec<Meaning<'a>> {
-        let fits = |phrase: &&Phrase| {
-            phrase.said.len() <= asked.len()
-                && phrase.said.iter().zip(asked).enumerate().all(|(at, (said, spellings))| {
-                    let is_open = is_open && at > 0 && at + 1 == asked.len();
-                    let begins = |word: &&str| is_open && word.len() >= 3 && said.starts_with(*word);
-                    spellings.iter().any(|word| word == said || begins(word))
-                })
+    /// that may have been meant there, with their weights. The last word may be unfinished where `is_open`.
+    pub(super) fn meanings<'a>(&'a self, asked: &[Vec<(&str, f32)>], is_open: bool) -> Vec<Meaning<'a>> {
+        let certainty_of = |phrase: &Phrase| {
+            let weight_at = |(at, said): (usize, &String)| {
+                let is_open = is_open && at > 0 && at + 1 == asked.len();
+                let fits = |word: &str| word == said || (is_open && word.len() >= 3 && said.starts_with(word));
+                let weights = asked.get(at)?.iter().filter(|(word, _)| fits(word)).map(|(_, weight)| *weight);
+                weights.reduce(f32::max)
+            };
+            phrase.said.iter().enumerate().map(weight_at).try_fold(1.0, |least, weight| Some(weight?.min(least)))
         };
-        let firsts = asked.first().into_iter().flatten().filter_map(|first| self.by_first.get(*first));
-        let fitting: Vec<&Phrase> = firsts.flatten().filter(fits).collect();
-        let longest = fitting.iter().map(|phrase| phrase.said.len()).max().unwrap_or_default();
-        let of_longest = fitting.into_iter().filter(|phrase| phrase.said.len() == longest);
-        of_longest.map(|phrase| Meaning { n_words: longest, meant: &phrase.meant }).collect()
+        let firsts = asked.first().into_iter().flatten().filter_map(|(first, _)| self.by_first.get(*first));
+        let fitting: Vec<(&Phrase, f32)> =
+            firsts.flatten().filter_map(|phrase| Some((phrase, certainty_of(phrase)?))).collect();
+        let longest = fitting.iter().map(|(phrase, _)| phrase.said.len()).max().unwrap_or_default();
+        let of_longest = fitting.into_iter().filter(|(phrase, _)| phrase.said.len() == longest);
+        of_longest.map(|(phrase, certainty)| Meaning { n_words: longest, certainty, meant: &phrase.meant }).collect()
     }
 
     /// The words of the list that some phrase stands for.
@@ -148,7 +152,7 @@ mod tests {
     fn the_longest_phrase_is_taken() {
         let lay = Lay::read();
         let meanings = |words: &[&str]| {
-            let places: Vec<Vec<&str>> = words.iter().map(|word| vec![*word]).collect();
+            let places: Vec<Vec<(&str, f32)>> = words.iter().map(|word| vec![(*word, 1.0)]).collect();
             let meanings = lay.meanings(&places, true);
             meanings.iter().map(|meaning| (meaning.n_words, meaning.meant.join(" "))).collect::<Vec<_>>()
         };
@@ -156,5 +160,14 @@ mod tests {
         assert_eq!(meanings(&["heart"]), [(1, "cardiac".to_owned())]);
         assert_eq!(meanings(&["heart", "atta"]).first().map(|(n, _)| *n), Some(2));
         assert!(meanings(&["qqq"]).is_empty());
+        let certainties = |places: &[Vec<(&str, f32)>]| {
+            let meanings = lay.meanings(places, true);
+            meanings.iter().map(|meaning| (meaning.meant.join(" "), meaning.certainty)).collect::<Vec<_>>()
+        };
+        let begun = certainties(&[vec![("flu", 1.0), ("fluid", 0.3)]]);
+        assert!(
+            begun.contains(&("influenza".to_owned(), 1.0)) && begun.contains(&("effusion".to_owned(), 0.3)),
+            "{begun:?}"
+        );
     }
 }

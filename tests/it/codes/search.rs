@@ -82,6 +82,26 @@ fn people_find_what_they_mean_in_their_own_words() {
     assert!(missed.is_empty(), "{}", missed.join("\n"));
 }
 
+/// A whole word is what was meant before the words that it begins: `flu` before `fluid`, `heart` before `heartburn`.
+/// The last word may be unfinished all the same.
+#[test]
+fn a_whole_word_comes_before_what_it_begins() {
+    for (text, beginnings) in [
+        ("flu", &["J09", "J10", "J11"][..]),
+        ("the flu", &["J09", "J10", "J11"]),
+        ("fever flu", &["J09", "J10", "J11", "R50"]),
+        ("flu ", &["J09", "J10", "J11"]),
+        ("heart", &["I", "S26"]),
+    ] {
+        let found = found(text, 5);
+        let fits = |code: &String| beginnings.iter().any(|beginning| code.starts_with(beginning));
+        assert!(found.len() == 5 && found.iter().all(fits), "{text}: {found:?}");
+    }
+    for (text, expected) in [("influ", "J11.1"), ("heartb", "K21.9"), ("nosebl", "R04.0")] {
+        assert_eq!(found(text, 1), [expected], "{text}");
+    }
+}
+
 /// The index is kept where it can be, and its absence or damage changes no answer.
 #[test]
 fn a_kept_index_answers_as_a_new_one() {
@@ -154,6 +174,23 @@ fn a_new_release_is_compared_with_the_old_one() {
     let changed: Vec<String> = diff.notes.iter().map(|change| format!("{} {}", change.code, change.kind)).collect();
     assert_eq!(changed, ["E08 excludes1", "I10 includes", "I10 excludes1", "I10 excludes2"]);
     assert_eq!(diff.notes[0].added, ["type 2 diabetes (E11.-)"]);
+    // As people read it.
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_axismapper"));
+    let output = command.args(["codes", "diff", "builtin"]).arg(&path).arg("--notes").output().unwrap();
+    let table = String::from_utf8(output.stdout).unwrap();
+    let rows: Vec<&str> = table.lines().collect();
+    assert_eq!(rows[0], "change        code   description");
+    for row in [
+        "added         I10.0  Primary",
+        "deleted       I10    Essential (primary) hypertension",
+        "                     now a header, 2 codes from I10.0",
+        "renamed       R54    Age-related physical debility",
+        "                     now: Frailty of age",
+        "note added    E08    excludes1: type 2 diabetes (E11.-)",
+        "note deleted  E08    excludes1: type 2 diabetes mellitus (E11.-)",
+    ] {
+        assert!(rows.contains(&row), "{row}: {table}");
+    }
     let same = axismapper::codes::diff(&BUILTIN, &BUILTIN);
     assert!(same.added.is_empty() && same.deleted.is_empty() && same.renamed.is_empty() && same.notes.is_empty());
 }

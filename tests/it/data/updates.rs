@@ -90,6 +90,13 @@ fn a_new_release_becomes_a_stage_ready_to_train() {
     assert!(answers(&train, "R68.85") > 10 && answers(&train, "J45.998") > 10, "{made}");
     assert!(answers(&lines(dir.join("up/test.jsonl")), "") > 0);
 
+    // A release is named as everywhere else.
+    std::fs::create_dir_all(dir.join("kept/releases")).unwrap();
+    std::fs::copy(dir.join("next.table"), dir.join("kept/releases/2027.table")).unwrap();
+    let named = args.replace("--to next.table", "--from 2026-april --to 2027 --cache-dir kept");
+    assert_eq!(report(dir, &format!("{named} --out-dir named")), made);
+    assert_eq!(lines(dir.join("named/train.jsonl")), train);
+
     // With a table of conversions the old records go on under the new code.
     std::fs::write(dir.join("map.csv"), "new,old\nR68.85,R68.84\n").unwrap();
     let mapped = report(dir, &format!("{args} --conversion map.csv --out-dir mapped"));
