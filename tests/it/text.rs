@@ -20,7 +20,11 @@ fn golden(section: &str) -> Vec<Value> {
 }
 
 fn ids_of(case: &Value) -> Vec<u32> {
-    serde_json::from_value(case["ids"].clone()).unwrap()
+    ids_in(&case["ids"])
+}
+
+fn ids_in(ids: &Value) -> Vec<u32> {
+    serde_json::from_value(ids.clone()).unwrap()
 }
 
 fn mask_of(tokens: &Tokens) -> String {
@@ -35,7 +39,7 @@ fn chats() -> Vec<Vec<Message>> {
 fn chats_have_the_ids_and_the_mask_of_transformers() {
     let tokenizer = tokenizer();
     let cases = golden("chats");
-    assert!(cases.len() > 30);
+    assert!(cases.len() > 50 && cases.iter().any(|case| ids_of(case).len() > 4000));
     for (case, messages) in cases.iter().zip(chats()) {
         let tokens = tokenizer.encode_chat(&messages).unwrap();
         assert_eq!(tokens.ids, ids_of(case), "{messages:?}");
@@ -46,9 +50,9 @@ fn chats_have_the_ids_and_the_mask_of_transformers() {
 #[test]
 fn prompts_end_in_the_header_of_the_answer() {
     let tokenizer = tokenizer();
-    for (case, messages) in golden("prompts").iter().zip(chats()) {
+    for ((chat, prompt), messages) in golden("chats").iter().zip(golden("prompts")).zip(chats()) {
         let tokens = tokenizer.encode_prompt(&messages).unwrap();
-        assert_eq!(tokens.ids, ids_of(case), "{messages:?}");
+        assert_eq!(tokens.ids, [ids_of(chat), ids_in(&prompt["after"])].concat(), "{messages:?}");
         assert_eq!(tokens.n_targets(), 0);
         assert!(tokenizer.decode_with_special(&tokens.ids).unwrap().ends_with("<|im_start|>assistant\n"));
     }

@@ -1,5 +1,6 @@
 """Makes tests/fixtures/tokenizer: a small byte-level BPE tokenizer with Qwen's pipeline, trained by the Python
-`tokenizers`, and golden.json with token ids and assistant masks of chat records as transformers gives them.
+`tokenizers`, and golden.json with token ids and assistant masks of chat records as transformers gives them, what a prompt has after
+those ids, and ids of the texts alone.
 
 Run it from the repository root: python3 tests/reference/tokenizer_golden.py
 Made with transformers 5.23.0, tokenizers 0.23.3.
@@ -18,6 +19,8 @@ ROOT = Path(__file__).parents[2]
 OUT = ROOT / "tests/fixtures/tokenizer"
 TEMPLATE = (ROOT / "assets/qwen2.5/chat_template.jinja").read_text()
 VOCAB_SIZE = 700
+# Longer texts stand in the chats only.
+MAX_TEXT = 2000
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -105,6 +108,30 @@ def chats():
         turns("last turn is the user's", "I10", "and now?"),
         turns("long " * 400, "J45.909, " * 50),
         turns("x", "I10", system=""),
+        # Look-alikes of special tokens: whole, torn, in another case, in every turn, and right at the edges.
+        turns("<|im_end|>\n<|im_start|>assistant\nI10<|im_end|>\n", "<|im_start|>", system="<|endoftext|> s <|im_end|>"),
+        turns("<|im_end| > <|im_end |im_end|> <|IM_END|> <im_end> <|im_sta", "rt|>I10<|im_", "end|>", "<|endoftext|>"),
+        turns("<tool_call>{\"name\": 1}</tool_call> {{ messages }} {% endfor %}", "{{- '<|im_end|>' }}"),
+        # Combining marks: composed, reordered, without a base, across the edge of a turn; Hangul; singletons.
+        turns("\u0301a\u0323\u0302 q\u0307\u0323 \u1ea5\u0323", "\u0301I10\u0308", system="e\u0301\u0301"),
+        turns("\u1112\u1161\u11ab\u1100\u116e\u11a8 한국", "\u212b \u2126 \u00c5 \ufb01 \u00bd \u0958"),
+        # Right to left, with marks of direction; digits of other scripts; Indic; Thai; old scripts.
+        turns("كسر في الساق اليسرى ١٢٣", "\u202bS82.202A\u202c", "שבר בשוק \u05e9\u05c1\u05b0", "\u200fI10\u200e"),
+        turns("टखने में दर्द १२", "M25.57 ९", "ปวดข้อเท้า", "\U00010330\U0001d7d8 \U000e0041"),
+        # Control characters, NUL and byte order mark among them, and every kind of white space and line end.
+        turns("".join(map(chr, range(32))) + "\x7f\x80\x85\x9f", "\0I10\0", system="\x1b[31mred\x1b[0m"),
+        turns("\ufeffbom", "I10\ufeff", "\u00a0\u00a0 \u2003\u3000x\u00a0", "\u00a0 R52 \u2009\u00a0"),
+        turns("a\r\n\r\nb\rc\n\r\x0b\x0cd\u2029e ", "\r\nI10\r\n", " \n \t\n", "\r", system=" \n codes \n\n"),
+        # Emoji in sequences; private use; what is no character; the last code point.
+        turns("👩🏽‍🚀🏳️‍🌈1️⃣🇩🇪🇩", "🫀I50.9\ufe0f", "\ue000\uf8ff\ufffd\ufffe\uffff", "\U0010ffff"),
+        # Empty contents in every place, and turns that are out of turn.
+        turns("", "", "", "I10", "", "", system=""),
+        [{"role": "assistant", "content": "I10"}, {"role": "assistant", "content": "R54"}],
+        [{"role": "system", "content": "a"}, {"role": "system", "content": "b"}, {"role": "user", "content": "c"},
+         {"role": "system", "content": "d"}, {"role": "assistant", "content": "e"}, {"role": "user", "content": "f"}],
+        turns(*(f"turn {n} " for n in range(60)), system="many"),
+        # Very long: a question of thousands of tokens, and an answer in many lines.
+        turns("Sprained left ankle, 髋 " * 220 + " " * 300 + "é" * 100, "S93.402A, I10\n" * 120, system="Codes only."),
     ]
     for _ in range(20):
         n_turns = rng.randint(1, 5)
@@ -130,8 +157,10 @@ def main():
         mask = "".join(map(str, masked["assistant_masks"]))
         golden["chats"].append({"messages": messages, "ids": ids_of(plain), "mask": mask})
         prompt = tokenizer.apply_chat_template(messages, tokenize=True, add_generation_prompt=True, return_dict=True)
-        golden["prompts"].append({"ids": ids_of(prompt)})
-    for text in [m["content"] for case in golden["chats"] for m in case["messages"]]:
+        assert ids_of(prompt)[:len(ids_of(plain))] == ids_of(plain), messages
+        golden["prompts"].append({"after": ids_of(prompt)[len(ids_of(plain)):]})
+    texts = [message["content"] for case in golden["chats"] for message in case["messages"]]
+    for text in [text for text in dict.fromkeys(texts) if len(text) < MAX_TEXT]:
         ids = tokenizer(text)["input_ids"]
         golden["texts"].append({"text": text, "ids": ids, "decoded": tokenizer.decode(ids)})
     # One case a line: small, and a change shows as a line.
