@@ -12,6 +12,8 @@ use crate::diag::{Diagnostic, io_hint};
 
 /// Bad lines collected before reading gives up.
 const MAX_BAD_LINES: usize = 20;
+/// How files begin that are not yet whole.
+const PARTIAL: &str = ".partial-";
 
 /// A file that could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -188,13 +190,9 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
 /// # Errors
 /// [`Error::Io`] when any of these steps fails; the old file, if there was one, is then untouched.
 pub fn write_atomic(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), Error> {
-    let parent = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    make_dir(parent)?;
+    make_dir(parent_of(path))?;
     let write = || -> io::Result<()> {
-        let mut file = tempfile::Builder::new().prefix(".partial-").tempfile_in(parent)?;
+        let mut file = partial_beside(path)?;
         let mut out = BufWriter::with_capacity(1 << 20, file.as_file_mut());
         fill(&mut out)?;
         out.flush()?;
@@ -204,6 +202,48 @@ pub fn write_atomic(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result
         set_default_mode(&file)
     };
     write().map_err(Error::io("write", path))
+}
+
+/// A temporary file beside `path`, to be renamed to it. It is locked while its handle is open. What a program that was
+/// killed left behind for the same path goes.
+///
+/// # Errors
+/// When the file cannot be made.
+pub fn partial_beside(path: &Path) -> io::Result<tempfile::NamedTempFile> {
+    clear_partials(path);
+    let prefix = partial_prefix(path);
+    loop {
+        let file = tempfile::Builder::new().prefix(&prefix).tempfile_in(parent_of(path))?;
+        // Not every file system has locks; without them the file cannot be told from one in use, and stays.
+        let _ = file.as_file().lock_shared();
+        // Another program may have taken it for abandoned before it was locked.
+        if file.path().exists() {
+            return Ok(file);
+        }
+    }
+}
+
+/// Removes what programs that were killed left behind when they wrote `path`: temporary files that nobody has locked.
+pub fn clear_partials(path: &Path) {
+    let prefix = partial_prefix(path);
+    let Ok(entries) = std::fs::read_dir(parent_of(path)) else { return };
+    for entry in entries.flatten() {
+        let is_partial = entry.file_name().to_str().is_some_and(|name| name.starts_with(&prefix));
+        if is_partial && File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok()) {
+            // One that cannot be removed is in nobody's way.
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// How the names of the temporary files of `path` begin.
+pub fn partial_prefix(path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    format!("{PARTIAL}{}-", name.strip_prefix(PARTIAL).unwrap_or(&name))
+}
+
+fn parent_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Gives a finished temporary file its name: synced, readable by all, renamed.
@@ -302,5 +342,26 @@ mod tests {
         assert!(full.unwrap_err().hint().unwrap().contains("disk is full"));
         assert_eq!(std::fs::read(&path).unwrap(), b"old");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    /// As after SIGKILL: the file is there, and nobody holds it.
+    #[test]
+    fn what_a_killed_program_left_goes_and_what_is_in_use_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("adapter.safetensors");
+        for name in [".partial-adapter.safetensors-a1B2c3", ".partial-adapter_config.json-a1B2c3", ".partial-x"] {
+            std::fs::write(dir.path().join(name), "half").unwrap();
+        }
+        let in_use = partial_beside(&path).unwrap();
+        write_atomic(&path, |out| out.write_all(b"whole")).unwrap();
+        let mut names: Vec<String> =
+            std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        let held = in_use.path().file_name().unwrap().to_str().unwrap();
+        assert!(held.starts_with(".partial-adapter.safetensors-"), "{held}");
+        assert_eq!(names, [held, ".partial-adapter_config.json-a1B2c3", ".partial-x", "adapter.safetensors"]);
+        in_use.persist(&path).unwrap();
+        write_atomic(&path, |out| out.write_all(b"whole")).unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 3);
     }
 }

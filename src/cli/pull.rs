@@ -67,9 +67,7 @@ fn copy_folder(from: &Path, to: &Path, stop: &Stop) -> Result<(), Failure> {
             continue;
         }
         stop.check("copying")?;
-        let partial =
-            tempfile::Builder::new().prefix(".partial-").tempfile_in(to).map_err(fsio::Error::io("write", to))?;
-        let partial = partial.into_temp_path();
+        let (_lock, partial) = fsio::partial_beside(&target).map_err(fsio::Error::io("write", to))?.into_parts();
         std::fs::copy(&path, &partial).map_err(fsio::Error::io("copy", &path))?;
         fsio::publish(partial, &target)?;
     }

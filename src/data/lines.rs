@@ -27,8 +27,7 @@ impl Lines {
             _ => Path::new("."),
         };
         fsio::make_dir(parent)?;
-        let file = tempfile::Builder::new().prefix(".partial-").tempfile_in(parent);
-        let (file, partial) = file.map_err(fsio::Error::io("write", path))?.into_parts();
+        let (file, partial) = fsio::partial_beside(path).map_err(fsio::Error::io("write", path))?.into_parts();
         Ok(Self { path: path.to_owned(), partial, out: BufWriter::with_capacity(1 << 18, file), n_records: 0 })
     }
 

@@ -251,7 +251,7 @@ pub fn save<'a>(
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fsio::make_dir(parent)?;
     let io_error = |source| Error::Write { path: path.to_owned(), source };
-    let partial = tempfile::Builder::new().prefix(".partial-").tempfile_in(parent).map_err(io_error)?.into_temp_path();
+    let (_lock, partial) = fsio::partial_beside(path).map_err(io_error)?.into_parts();
     safetensors::tensor::serialize_to_file(views.iter().map(|(name, view)| (name, view)), metadata, &partial).map_err(
         |error| match error {
             safetensors::SafeTensorError::IoError(source) => io_error(source),

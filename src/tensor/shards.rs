@@ -43,6 +43,8 @@ impl<'a> Shards<'a> {
     /// When the folder cannot be made.
     pub fn new(dir: &'a Path, max_bytes: u64) -> Result<Self> {
         fsio::make_dir(dir)?;
+        // Here and not at each file, because the finished ones wait unlocked for their names.
+        fsio::clear_partials(&dir.join(SINGLE));
         Ok(Self { dir, max_bytes, pending: Vec::new(), pending_bytes: 0, files: Vec::new(), size_bytes: 0 })
     }
 
@@ -99,7 +101,7 @@ impl<'a> Shards<'a> {
             return Ok(());
         }
         let partial = tempfile::Builder::new()
-            .prefix(".partial-")
+            .prefix(&fsio::partial_prefix(Path::new(SINGLE)))
             .suffix(".safetensors")
             .tempfile_in(self.dir)
             .map_err(fsio::Error::io("write", self.dir))?
