@@ -49,6 +49,9 @@ pub struct Args {
     /// report.json of `axismapper eval`, for the card; a report.json in the folder is found by itself
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
+    /// Upload report.json, report.html and predictions.jsonl too, which hold questions of the test or answers to them
+    #[arg(long)]
+    with_report: bool,
     /// The base model's name on the Hub, where the folder does not say it
     #[arg(long, value_name = "ORG/NAME")]
     base_model: Option<String>,
@@ -72,6 +75,13 @@ pub struct Args {
 pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> Result<(), Failure> {
     require_folder("adapter or model", &args.dir)?;
     let mut uploads = collect(&args.dir)?;
+    if !args.with_report {
+        let held_back = hold_back(&mut uploads);
+        if !held_back.is_empty() {
+            let names = held_back.join(", ");
+            console.note(&format!("stays here, as it may hold questions of the test: {names}; --with-report sends it"));
+        }
+    }
     if let Some(texts) = make_card(args, console)? {
         uploads.retain(|upload| texts.iter().all(|(name, _)| upload.path != *name));
         uploads.extend(texts.into_iter().map(|(name, text)| Upload::text(name, text)));
@@ -116,6 +126,15 @@ pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> 
     write_line(out, &line)
 }
 
+/// Takes out what an evaluation leaves in its folder, and returns its paths. The card has the figures.
+fn hold_back(uploads: &mut Vec<Upload>) -> Vec<String> {
+    let is_report = |upload: &mut Upload| {
+        let name = upload.path.rsplit('/').next().unwrap_or_default();
+        ["report.json", "report.html", "predictions.jsonl"].contains(&name)
+    };
+    uploads.extract_if(.., is_report).map(|upload| upload.path).collect()
+}
+
 /// Pushes a folder with every other choice left as it is.
 ///
 /// # Errors
@@ -127,6 +146,7 @@ pub fn push_folder(repo: &str, dir: &Path, console: &Console, stop: &Stop, out: 
         private: true,
         dry_run: false,
         report: None,
+        with_report: false,
         base_model: None,
         license: None,
         datasets: Vec::new(),

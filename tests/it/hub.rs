@@ -221,6 +221,30 @@ fn a_push_makes_a_private_repository_and_a_second_one_changes_nothing() {
     assert_eq!(user.hub.repo("acme/new").unwrap().head().title, "Upload extra.json");
 }
 
+/// An evaluation's folder holds questions of the test: its figures go into the card, its files stay.
+#[test]
+fn what_an_evaluation_left_stays_here_unless_asked_for() {
+    let user = User::new();
+    adapter(&user, "a");
+    user.write(
+        "a/report.json",
+        br#"{"overall": {"n": 40, "exact_match": 0.8125}, "records": [{"text": "my secret knee"}]}"#,
+    );
+    for name in ["a/report.html", "a/predictions.jsonl", "a/eval/report.json"] {
+        user.write(name, b"my secret knee");
+    }
+    let tree = |user: &User| user.hub.repo("acme/new").unwrap().head().tree.clone();
+    user.succeeds(&PUSH);
+    let Stored::Inline(card) = &tree(&user)["README.md"] else { panic!("the card is large") };
+    let card = String::from_utf8(card.clone()).unwrap();
+    assert!(card.contains("0.8125") && !card.contains("knee"), "{card}");
+    assert!(!tree(&user).keys().any(|name| name.contains("report") || name.contains("predictions")));
+    user.succeeds(&[&PUSH[..], &["--with-report"]].concat());
+    for name in ["report.json", "report.html", "predictions.jsonl", "eval/report.json"] {
+        assert!(tree(&user).contains_key(name), "{name}");
+    }
+}
+
 #[test]
 fn lost_answers_and_busy_times_make_no_second_commit() {
     let user = User::new();
