@@ -1,7 +1,9 @@
 //! Before and after: whether two evaluations of the same records differ by more than chance, said in plain words.
 //!
 //! Exact match is compared by McNemar's exact test (McNemar 1947) on the records that only one of the two got right;
-//! every figure by a paired bootstrap, in which both sides draw the same records.
+//! every other figure by a paired bootstrap, in which both sides draw the same records. Exact match has a bootstrap
+//! interval too, which shows the size of the difference; where the two disagree, the exact test decides, because it
+//! holds for few records and the interval does not.
 
 use indicatif::HumanCount;
 use serde::{Serialize, Serializer};
@@ -12,6 +14,8 @@ use super::record::{Key, Record, pair};
 
 /// A difference that chance makes less often than this is called one.
 const LEVEL: f64 = 0.05;
+/// The place of exact match in [`Figures::NAMES`].
+const EXACT_MATCH: usize = 0;
 
 /// Two evaluations, record by record.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -52,7 +56,7 @@ pub struct Difference {
     pub after: f64,
     /// The 95 % interval of what it rose by.
     pub interval: Interval,
-    /// Better or worse when the interval leaves out 0.
+    /// Better or worse when the interval leaves out 0; for exact match, what the exact test says.
     pub verdict: Verdict,
 }
 
@@ -103,6 +107,15 @@ pub fn compare(before: Side<'_>, after: Side<'_>, seed: u64) -> Option<Compariso
     let all: Vec<usize> = (0..n).collect();
     let (values_before, values_after) = (values(&summands_before, &all), values(&summands_after, &all));
     let intervals: [Interval; N_FIGURES] = bootstrap(n, seed, rises);
+    let verdict = match n_gained.cmp(&n_lost) {
+        _ if p_value >= LEVEL => Verdict::Undecided,
+        std::cmp::Ordering::Greater => Verdict::Better,
+        _ => Verdict::Worse,
+    };
+    let verdict_at = |idx: usize| match idx {
+        EXACT_MATCH => verdict,
+        _ => verdict_of(intervals[idx], Figures::is_fault(Figures::NAMES[idx])),
+    };
     let mut comparison = Comparison {
         before: before.name.to_owned(),
         after: after.name.to_owned(),
@@ -113,16 +126,12 @@ pub fn compare(before: Side<'_>, after: Side<'_>, seed: u64) -> Option<Compariso
         n_gained,
         n_lost,
         p_value,
-        verdict: match n_gained.cmp(&n_lost) {
-            _ if p_value >= LEVEL => Verdict::Undecided,
-            std::cmp::Ordering::Greater => Verdict::Better,
-            _ => Verdict::Worse,
-        },
+        verdict,
         differences: std::array::from_fn(|idx| Difference {
             before: values_before[idx],
             after: values_after[idx],
             interval: intervals[idx],
-            verdict: verdict_of(intervals[idx], Figures::is_fault(Figures::NAMES[idx])),
+            verdict: verdict_at(idx),
         }),
         statement: String::new(),
     };
@@ -160,7 +169,7 @@ fn sign_test(n_gained: usize, n_lost: usize) -> f64 {
 
 fn statement(of: &Comparison) -> String {
     let Comparison { before, after, n, n_gained, n_lost, .. } = of;
-    let rise = of.differences[0];
+    let rise = of.differences[EXACT_MATCH];
     let percent = |share: f64| format!("{:.1}", 100.0 * share);
     let [from, to] = [rise.before, rise.after].map(percent);
     let moved = format!("exact match {from} % -> {to} % on the same {} records", HumanCount(*n as u64));
@@ -171,11 +180,10 @@ fn statement(of: &Comparison) -> String {
         }
         Verdict::Undecided => format!(
             "No difference between `{after}` and `{before}` that these records can show: {moved}; {turned}, and chance \
-             alone gives a split as uneven {} ({}). The true difference lies between {} and {} points.",
+             alone gives a split as uneven {} ({}). {}",
             in_words(of.p_value),
             p_text(of.p_value),
-            signed(rise.interval.low),
-            signed(rise.interval.high)
+            interval_text(rise.interval)
         ),
         verdict => format!(
             "`{after}` is {} than `{before}`: {moved}; {turned}, a split that chance alone would give {} ({}).",
@@ -205,6 +213,18 @@ fn statement(of: &Comparison) -> String {
         text += &format!(" Records left out: {}.", left_out.join(", "));
     }
     text
+}
+
+/// The interval of a difference that the exact test leaves undecided.
+fn interval_text(interval: Interval) -> String {
+    let points = format!("from {} to {} points", signed(interval.low), signed(interval.high));
+    if interval.low <= 0.0 && interval.high >= 0.0 {
+        return format!("The 95 % interval of the difference is {points}.");
+    }
+    format!(
+        "The 95 % bootstrap interval of the difference, {points}, leaves out 0, but is inexact where so few answers \
+         changed; of exact match the exact test decides."
+    )
 }
 
 fn in_words(p_value: f64) -> String {
@@ -261,5 +281,32 @@ mod tests {
         assert_eq!([verdict_of(fall, false), verdict_of(rise, false)], [Verdict::Worse, Verdict::Better]);
         assert_eq!(verdict_of(Interval { low: -0.1, high: 0.1 }, false), Verdict::Undecided);
         assert_eq!(verdict_of(Interval { low: 0.0, high: 0.1 }, false), Verdict::Undecided);
+    }
+
+    #[test]
+    fn where_test_and_interval_disagree_one_is_said_to_decide() {
+        let difference =
+            |low, high, verdict| Difference { before: 0.5, after: 0.55, interval: Interval { low, high }, verdict };
+        let mut comparison = Comparison {
+            before: "a".into(),
+            after: "b".into(),
+            n: 200,
+            n_only_before: 0,
+            n_only_after: 0,
+            n_relabelled: 0,
+            n_gained: 25,
+            n_lost: 13,
+            p_value: sign_test(25, 13),
+            verdict: Verdict::Undecided,
+            differences: [difference(0.005, 0.115, Verdict::Undecided); N_FIGURES],
+            statement: String::new(),
+        };
+        let text = statement(&comparison);
+        assert!(text.starts_with("No difference between `b` and `a` that these records can show:"), "{text}");
+        assert!(text.contains("p = 0.073") && text.contains("from +0.5 to +11.5 points, leaves out 0"), "{text}");
+        assert!(text.ends_with("of exact match the exact test decides."), "{text}");
+        comparison.differences[EXACT_MATCH] = difference(-0.005, 0.115, Verdict::Undecided);
+        let text = statement(&comparison);
+        assert!(text.ends_with("The 95 % interval of the difference is from -0.5 to +11.5 points."), "{text}");
     }
 }
