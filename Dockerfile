@@ -5,13 +5,13 @@
 #   docker build -t axismapper:dev --build-arg PROFILE=dev .    built in a fraction of the time, and slower
 #   docker run --rm -v axismapper-work:/work -v axismapper-cache:/cache axismapper demo
 #
-# /work is the working folder (stage files in configs/, results in out/), /cache the Hub's cache.
+# /work is the working folder (stage files in configs/, results in out/); /cache holds the Hub's cache, fetched releases
+# and the search index. Labels: --build-arg VERSION=... --build-arg REVISION="$(git rev-parse HEAD)". BuildKit is needed.
 
 ARG RUST_IMAGE=rust:1.91-bookworm
 ARG RUNTIME_IMAGE=debian:bookworm-slim
 
 FROM ${RUST_IMAGE} AS build
-ARG CUDA=yes
 RUN apt-get update \
     && apt-get install -y --no-install-recommends g++ python3 python3-pip \
     && rm -rf /var/lib/apt/lists/*
@@ -19,6 +19,7 @@ RUN apt-get update \
 WORKDIR /opt/axismapper
 COPY Cargo.toml Cargo.lock rustfmt.toml ./
 COPY scripts/setup.sh scripts/
+ARG CUDA=yes
 RUN --mount=type=cache,target=/root/.cache/pip \
     case "$CUDA" in yes) scripts/setup.sh --cuda ;; *) scripts/setup.sh --cpu ;; esac
 COPY . .
@@ -61,6 +62,7 @@ COPY --from=build /stage/usr /usr
 COPY --from=build /stage/opt /opt
 COPY --from=build --chown=1000:1000 /stage/work /work
 ENV HF_HOME=/cache/huggingface \
+    AXISMAPPER_CACHE=/cache/axismapper \
     OMP_WAIT_POLICY=passive \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
