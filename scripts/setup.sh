@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Installs libtorch into .libtorch/ (or checks the one that LIBTORCH names) and checks the tools of the build.
-# Usage: scripts/setup.sh [--cuda | --cpu]
+# Usage: scripts/setup.sh [--cuda | --cpu] [--tests]
 #   --cuda  also install NVIDIA's libraries, as is done where `nvidia-smi` sees a GPU
 #   --cpu   never install them
+#   --tests also install NVRTC (90 MB to download), with which the tests compile the CUDA kernels; no GPU is needed
 # Everything is fetched by pip, so PIP_INDEX_URL, PIP_FIND_LINKS, PIP_NO_INDEX, PIP_CACHE_DIR and pip's own
 # configuration apply. Python is used for this step alone. Running it again does nothing, or goes on where it stopped.
 set -euo pipefail
@@ -13,6 +14,8 @@ TORCH_VERSION=2.11.0
 WHEEL_PYTHONS="3.10 3.11 3.12 3.13 3.14"
 # libtorch_cpu.so of the wheel links these two, GPU or not.
 CPU_PARTS=("torch==$TORCH_VERSION" nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85)
+# The compiler of CUDA kernels, of the version that the wheel of libtorch asks for.
+NVRTC=nvidia-cuda-nvrtc==13.0.88
 HOME_DIR=$PWD/.libtorch
 PARTIAL=$HOME_DIR/partial
 
@@ -25,13 +28,14 @@ die() {
 has() { command -v "$1" >/dev/null 2>&1; }
 
 parse_arguments() {
-    cuda=auto
+    cuda=auto tests=no
     for argument in "$@"; do
         case $argument in
             --cuda) cuda=yes ;;
             --cpu) cuda=no ;;
-            -h | --help) sed -n '2,7s/^# //p' "$0"; exit 0 ;;
-            *) printf 'setup: error: unknown argument `%s`\n  hint: scripts/setup.sh [--cuda | --cpu]\n' "$argument" >&2; exit 2 ;;
+            --tests) tests=yes ;;
+            -h | --help) sed -n '2,8s/^# //p' "$0"; exit 0 ;;
+            *) printf 'setup: error: unknown argument `%s`\n  hint: scripts/setup.sh [--cuda | --cpu] [--tests]\n' "$argument" >&2; exit 2 ;;
         esac
     done
     if [ $cuda = auto ]; then
@@ -152,10 +156,29 @@ install_cuda_parts() {
     installed=yes
 }
 
+# The compiler of CUDA kernels alone, unless it is beside the libtorch in use ($1).
+install_nvrtc() {
+    local place
+    for place in "$1/.." "$HOME_DIR/nvrtc"; do
+        [ ! -f "$place/nvidia/cu13/lib/libnvrtc.so.13" ] || return 0
+    done
+    check_pip
+    mkdir -p "$HOME_DIR"
+    say "installing NVRTC into .libtorch: 90 MB to download, 110 MB on disk"
+    fetch --no-deps "$NVRTC"
+    # Builds of the same compiler for other uses.
+    find "$PARTIAL/site" -name '*.alt.so*' -delete
+    rm -rf "$HOME_DIR/nvrtc"
+    mv "$PARTIAL/site" "$HOME_DIR/nvrtc"
+    rm -rf "$PARTIAL"
+    installed=yes
+}
+
 parse_arguments "$@"
 check_build_tools
 if [ -n "${LIBTORCH:-}" ]; then
     check_given_libtorch
+    [ $tests = no ] || install_nvrtc "$LIBTORCH"
     exit 0
 fi
 mkdir -p "$HOME_DIR"
@@ -169,6 +192,7 @@ if [ ! -d "$HOME_DIR/torch" ] || [ "$(version_of "$HOME_DIR/torch")" != $TORCH_V
 fi
 install_cpu_parts
 [ $cuda = no ] || install_cuda_parts
+[ $tests = no ] || install_nvrtc "$HOME_DIR/torch"
 verify_loads "$HOME_DIR/torch" "rm -rf .libtorch and run scripts/setup.sh again"
 if [ $installed = yes ]; then
     say "libtorch $TORCH_VERSION is ready in .libtorch ($(du -sh "$HOME_DIR" | cut -f1))"

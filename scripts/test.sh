@@ -12,7 +12,7 @@ for component in fmt clippy; do
         exit 1
     }
 done
-step scripts/setup.sh
+step scripts/setup.sh --tests
 step cargo fmt --check
 step cargo clippy --all-targets --locked -- -D warnings
 step cargo test --locked

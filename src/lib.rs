@@ -23,6 +23,7 @@
 //! | [`track`] | progress, `metrics.jsonl`, reports to Weights & Biases | |
 //! | [`train`] | SFT and ORPO by block-wise recompute | records → adapter |
 //! | [`eval`] | metrics, intervals, comparisons, reports | answers → figures, a page |
+//! | [`check`] | a device held to the CPU, and its speed | random weights → figures |
 //! | [`export`] | the merged model, GGUF files | adapter + base → Hugging Face folder |
 //! | [`hub`] | the Hugging Face Hub: fetch, push | names ↔ folders |
 //! | [`pipeline`] | stages in order | |
@@ -30,6 +31,7 @@
 //! | [`cli`] | the `axismapper` program | |
 
 pub mod adapter;
+pub mod check;
 pub mod cli;
 pub mod codes;
 pub mod config;

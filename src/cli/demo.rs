@@ -38,7 +38,7 @@ pub struct Args {
 pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> Result<(), Failure> {
     let settings =
         DemoSettings { seed: args.seed, ..if args.tiny { DemoSettings::tiny() } else { DemoSettings::default() } };
-    let request = DemoRequest { out: &args.out, settings: &settings, device: device::parse(&args.device)? };
+    let request = DemoRequest { out: &args.out, settings: &settings, device: device::choose(&args.device, console)? };
     let report = run_demo(&request, console, stop)?;
     if args.json {
         return write_indented_json(out, &report);

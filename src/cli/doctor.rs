@@ -81,7 +81,7 @@ pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> 
     let reports = stages.iter().any(|stage| stage.training.report_to.contains(&Tracker::Wandb));
     let memory = memory();
     checks.extend([check_processor(), check_memory(memory), check_compute()]);
-    let device = check_device(&args.device, &mut checks);
+    let device = check_device(&args.device, console, &mut checks);
     checks.push(check_disk("disk", &args.out, None));
     checks.push(check_disk("model cache", &hub.cache, None));
     let cache = args.release.cache_dir();
@@ -131,8 +131,8 @@ fn read_stages(args: &Args, checks: &mut Vec<Check>) -> Result<Vec<StageConfig>,
 }
 
 /// The device that the stages would run on.
-fn check_device(given: &str, checks: &mut Vec<Check>) -> Device {
-    match device::parse(given) {
+fn check_device(given: &str, console: &Console, checks: &mut Vec<Check>) -> Device {
+    match device::choose(given, console) {
         Ok(device) => {
             let shown = match device {
                 Device::Cuda(n) => format!("cuda:{n}"),

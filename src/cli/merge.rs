@@ -117,6 +117,7 @@ pub(super) fn parse_size(text: &str) -> Result<u64, String> {
 /// # Errors
 /// When a folder is missing, the adapter does not fit the base, or writing fails.
 pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> Result<(), Failure> {
+    let device = device::choose(&args.device, console)?;
     let base = hub::folder("model", &args.model, args.offline, console, stop)?;
     let adapter = hub::folder("adapter", &args.adapter, args.offline, console, stop)?;
     let tokenizer = Tokenizer::load(&base)?;
@@ -146,7 +147,7 @@ pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> 
             adapter: &adapter,
             merged: &args.out,
             quantization: args.quant.quantization(),
-            placement: Placement { device: device::parse(&args.device)?, dtype: args.check_dtype.kind() },
+            placement: Placement { device, dtype: args.check_dtype.kind() },
             prompts: &prompts,
             limits: Limits { max_new_tokens: MAX_NEW_TOKENS, batch_size: 8, end_tokens: tokenizer.stop_ids() },
         };

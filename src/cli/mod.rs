@@ -1,5 +1,6 @@
 //! The `axismapper` program: arguments in, results to stdout, progress and errors to stderr.
 
+mod check_gpu;
 mod codes;
 mod completions;
 mod constrain;
@@ -62,6 +63,7 @@ enum Command {
     Export(export::Args),
     Push(push::Args),
     Pull(pull::Args),
+    CheckGpu(check_gpu::Args),
     Doctor(doctor::Args),
     Completions(completions::CompletionsArgs),
     Man(completions::ManArgs),
@@ -107,6 +109,7 @@ fn run(cli: Cli, stop: &Stop, out: &mut dyn Write) -> Result<(), Failure> {
         Command::Export(args) => export::run(&args, &console, stop, out),
         Command::Push(args) => push::run(&args, &console, stop, out),
         Command::Pull(args) => pull::run(&args, &console, stop, out),
+        Command::CheckGpu(args) => check_gpu::run(&args, &console, stop, out),
         Command::Doctor(args) => doctor::run(&args, &console, stop, out),
         Command::Completions(args) => completions::run_completions(&args, out),
         Command::Man(args) => completions::run_man(&args, out),

@@ -81,7 +81,7 @@ pub fn load_model(args: &ModelArgs, console: &Console, stop: &Stop) -> Result<(Q
     let path = &local("model", name)?;
     let adapter = args.adapter.as_deref().map(|name| local("adapter", name)).transpose()?;
     tell_size(path, console);
-    let placement = Placement { device: device::parse(&args.device)?, dtype: args.dtype.kind() };
+    let placement = Placement { device: device::choose(&args.device, console)?, dtype: args.dtype.kind() };
     let tokenizer = Tokenizer::load(path)?;
     let mut model = model::load(path, placement, args.quant.quantization())?;
     if let Some(dir) = &adapter {

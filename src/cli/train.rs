@@ -87,7 +87,7 @@ pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> 
 
 /// Runs the stages. Gives the folder of the last one's result; none after a dry run.
 fn train(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> Result<Option<PathBuf>, Failure> {
-    let device = device::parse(&args.device)?;
+    let wanted = device::parse(&args.device)?;
     let overrides = args.overrides.iter().map(|text| text.parse()).collect::<Result<Vec<Override>, config::Error>>()?;
     // Every stage file is read before the first stage is paid for.
     let mut stages = Vec::new();
@@ -107,6 +107,7 @@ fn train(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> Re
         }
         return Ok(None);
     }
+    let device = device::open(wanted, console)?;
     let is_reported = |stage: &StageConfig| stage.training.report_to.contains(&Tracker::Wandb);
     let report = if stages.iter().any(is_reported) { Some(report_settings()?) } else { None };
     let bases = stages.iter().map(|stage| folder("model", &stage.model.name)).collect::<Result<Vec<_>, _>>()?;

@@ -41,6 +41,9 @@ pub(super) fn attend(context: &mut Context<'_>, q: &Tensor, k: &Tensor, v: &Tens
 }
 
 fn attend_packed(packed: &Packed, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+    if let Some(fused) = &packed.fused {
+        return fused.attend(q, k, v);
+    }
     let mut rows = Vec::with_capacity(packed.groups.len());
     for group in &packed.groups {
         rows.push(attend_group(group, q, k, v)?);

@@ -2,6 +2,7 @@
 
 use tch::{Kind, Tensor};
 
+use super::packing::Positions;
 use super::{Config, Result};
 use crate::tensor::Placement;
 
@@ -25,8 +26,8 @@ pub(super) struct LayerCache {
 pub(super) struct Step {
     /// `[batch]` i64: 0, 1, 2, ...
     sequences: Tensor,
-    /// `[batch]` i64: the position of the new token in each sequence.
-    pub(super) positions: Tensor,
+    /// `[batch]`: the position of the new token in each sequence.
+    pub(super) positions: Positions,
     /// Tokens of the longest sequence, the new one included.
     len: i64,
     /// `[batch, 1, 1, len]` f32, 0 or minus infinity.
@@ -103,7 +104,7 @@ impl KvCache {
         let batch = self.lengths.len() as i64;
         let step = Step {
             sequences: Tensor::f_arange(batch, (Kind::Int64, device))?,
-            positions: Tensor::f_from_slice(&self.lengths)?.f_to_device(device)?,
+            positions: Positions::new(&self.lengths, device)?,
             len,
             mask: Tensor::f_from_slice(&hidden)?.f_reshape([batch, 1, 1, len])?.f_to_device(device)?,
         };
@@ -145,7 +146,7 @@ impl LayerCache {
         let kind = queries.f_kind()?;
         let scale = 1.0 / (queries.size()[3] as f64).sqrt();
         for (cache, new) in [(&mut self.keys, keys), (&mut self.values, values)] {
-            let _ = cache.f_index_put_(&[Some(&step.sequences), None, Some(&step.positions)], new, false)?;
+            let _ = cache.f_index_put_(&[Some(&step.sequences), None, Some(&step.positions.tensor)], new, false)?;
         }
         let batch = queries.size()[0];
         let seen = |held: &Tensor| held.f_narrow(0, 0, batch)?.f_narrow(2, 0, step.len);

@@ -39,6 +39,14 @@ pub fn init(config: Config, seed: u64, placement: Placement) -> Result<Qwen2> {
     build(config, &Weights::Random(seed), placement, Quantization::None)
 }
 
+/// A model in NF4 with values that only look like weights, made at memory speed: for measurements of large shapes.
+///
+/// # Errors
+/// When memory is short.
+pub fn noise(config: Config, seed: u64, placement: Placement) -> Result<Qwen2> {
+    build(config, &Weights::Noise(seed), placement, Quantization::Nf4)
+}
+
 fn build(config: Config, weights: &Weights, placement: Placement, quantization: Quantization) -> Result<Qwen2> {
     let dense = |name: &str, shape: &[i64]| weights.placed(name, shape, placement);
     let quantize = quantization == Quantization::Nf4;
@@ -76,7 +84,7 @@ fn build(config: Config, weights: &Weights, placement: Placement, quantization: 
 pub fn quantize(model: &mut Qwen2) -> Result<()> {
     for projection in model.blocks.iter_mut().flat_map(|block| &mut block.projections) {
         if let Weight::Dense(weight) = &projection.weight {
-            projection.weight = Weight::Nf4(Nf4::quantize(weight)?);
+            projection.weight = Weight::Nf4(Nf4::quantize(weight)?.to_device(weight.device())?);
         }
     }
     Ok(())

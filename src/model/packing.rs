@@ -5,6 +5,7 @@
 
 use tch::{Device, Kind, Tensor};
 
+use super::fused::Fused;
 use super::{Error, Result};
 
 /// The most elements of one group's attention scores per head, so that memory grows with tokens, not their square.
@@ -59,11 +60,32 @@ impl Segment {
 pub struct Packed {
     /// `[tokens]` i64.
     pub ids: Tensor,
-    /// `[tokens]` i64, restarting with each record.
-    pub positions: Tensor,
+    /// `[tokens]`, restarting with each record.
+    pub positions: Positions,
+    /// For attention on a GPU; then there are no groups.
+    pub(super) fused: Option<Fused>,
     pub(super) groups: Vec<Group>,
     /// `[tokens]` i64: each token's row in the groups' rows one after another. `None` when that is the identity.
     pub(super) unpack: Option<Tensor>,
+}
+
+/// Positions of tokens, and the last of them, so that no device has to be asked for it.
+#[derive(Debug)]
+pub struct Positions {
+    /// `[n]` i64.
+    pub(super) tensor: Tensor,
+    pub(super) last: i64,
+}
+
+impl Positions {
+    /// Places positions on a device.
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub fn new(positions: &[i64], device: Device) -> Result<Self> {
+        let last = positions.iter().copied().max().unwrap_or(0);
+        Ok(Self { tensor: Tensor::f_from_slice(positions)?.f_to_device(device)?, last })
+    }
 }
 
 /// Records of similar length, padded on the right to one length for attention only.
@@ -95,6 +117,16 @@ impl Packed {
             positions.extend(segment.tokens().iter().map(|&(position, _)| position as i64));
             start += segment.len() as i64;
         }
+        let to_device = |values: &[i64]| -> Result<Tensor> { Ok(Tensor::f_from_slice(values)?.f_to_device(device)?) };
+        if device != Device::Cpu {
+            return Ok(Self {
+                ids: to_device(ids)?,
+                positions: Positions::new(&positions, device)?,
+                fused: Some(Fused::new(segments, device)?),
+                groups: Vec::new(),
+                unpack: None,
+            });
+        }
         order.sort_by_key(|&(idx, _)| std::cmp::Reverse(segments[idx].len()));
 
         let mut groups = Vec::new();
@@ -118,10 +150,10 @@ impl Packed {
             }
         }
         let is_identity = n_rows == ids.len() as i64 && unpack.iter().enumerate().all(|(idx, &row)| idx as i64 == row);
-        let to_device = |values: &[i64]| -> Result<Tensor> { Ok(Tensor::f_from_slice(values)?.f_to_device(device)?) };
         Ok(Self {
             ids: to_device(ids)?,
-            positions: to_device(&positions)?,
+            positions: Positions::new(&positions, device)?,
+            fused: None,
             groups,
             unpack: if is_identity { None } else { Some(to_device(&unpack)?) },
         })
@@ -171,7 +203,7 @@ mod tests {
     fn branches_restart_after_the_trunk_and_hide_from_each_other() {
         let segment = Segment { len_trunk: 2, len_branches: vec![2, 1] };
         let packed = Packed::new(&[5, 6, 7, 8, 9], &[segment], 10, Device::Cpu).unwrap();
-        assert_eq!(Vec::<i64>::try_from(&packed.positions).unwrap(), [0, 1, 2, 3, 2]);
+        assert_eq!(Vec::<i64>::try_from(&packed.positions.tensor).unwrap(), [0, 1, 2, 3, 2]);
         let mask = packed.groups[0].mask.view([5, 5]);
         let sees: Vec<Vec<i64>> =
             (0..5).map(|q| (0..5).filter(|&k| mask.double_value(&[q, k]) == 0.0).collect()).collect();

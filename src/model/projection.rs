@@ -55,7 +55,7 @@ impl Workspace {
     fn expand(&mut self, name: &'static str, weight: &Nf4, kind: Kind) -> Result<Tensor> {
         let is_fit = |buffer: &Tensor| buffer.size() == weight.shape() && buffer.kind() == kind;
         if !self.buffers.get(name).is_some_and(is_fit) {
-            self.buffers.insert(name, Tensor::f_empty(weight.shape(), (kind, tch::Device::Cpu))?);
+            self.buffers.insert(name, Tensor::f_empty(weight.shape(), (kind, weight.device()))?);
         }
         match self.buffers.get_mut(name) {
             Some(buffer) => {

@@ -14,6 +14,7 @@ use tch::{Kind, Tensor};
 
 use super::Result;
 use super::projection::{Adapter, Projection, Workspace};
+use crate::quant::cuda;
 use crate::tensor::Rng;
 
 /// What is kept of a layer's forward pass. Anything that is missing is computed again.
@@ -177,8 +178,11 @@ impl Projection {
     fn mask(&self, x: &Tensor, seed: Option<u64>) -> Result<Option<Tensor>> {
         match (&self.adapter, seed) {
             (Some(adapter), Some(seed)) if adapter.lora.dropout > 0.0 => {
-                let mask = Rng::named(seed, self.name).dropout_mask(&x.size(), adapter.lora.dropout, x.f_kind()?)?;
-                Ok(Some(mask.f_to_device(x.device())?))
+                let (mut rng, p, kind) = (Rng::named(seed, self.name), adapter.lora.dropout, x.f_kind()?);
+                Ok(Some(match cuda::of(x.device())? {
+                    Some(kernels) => kernels.dropout_mask(&x.size(), kind, rng.dropout_draws(p))?,
+                    None => rng.dropout_mask(&x.size(), p, kind)?,
+                }))
             }
             _ => Ok(None),
         }

@@ -7,7 +7,7 @@ use super::block::Block;
 use super::block_backward::{Kept, Pass};
 use super::kv_cache::KvCache;
 use super::norm::rms_norm;
-use super::packing::Packed;
+use super::packing::{Packed, Positions};
 use super::projection::Workspace;
 use super::rope::{Rope, Rotation};
 use super::slots::Slots;
@@ -70,7 +70,7 @@ impl Qwen2 {
     ///
     /// # Errors
     /// When a position is beyond `max_position_embeddings`.
-    pub fn rotation(&self, positions: &Tensor) -> Result<Rotation> {
+    pub fn rotation(&self, positions: &Positions) -> Result<Rotation> {
         self.rope.at(positions, self.placement)
     }
 

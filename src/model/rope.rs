@@ -2,6 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 
+use super::packing::Positions;
 use super::{Error, Result};
 use crate::tensor::Placement;
 
@@ -19,22 +20,23 @@ impl Rope {
     /// # Errors
     /// When memory is short.
     pub fn new(head_dim: i64, theta: f64, max_positions: i64, device: Device) -> Result<Self> {
-        let options = (Kind::Float, device);
+        // On the CPU, so that every device rotates by the same angles.
+        let options = (Kind::Float, Device::Cpu);
         let exponents = Tensor::f_arange_start_step(0, head_dim, 2, options)?.f_div_scalar(head_dim as f64)?;
         let inverse_frequencies = Tensor::f_pow_scalar(theta, &exponents)?.f_reciprocal()?.f_unsqueeze(0)?;
-        Ok(Self { inverse_frequencies, max_positions })
+        Ok(Self { inverse_frequencies: inverse_frequencies.f_to_device(device)?, max_positions })
     }
 
-    /// Cosines and sines of the given positions `[n]` i64, each `[n, 1, head_dim / 2]` in the model's type.
+    /// Cosines and sines of the given positions `[n]`, each `[n, 1, head_dim / 2]` in the model's type.
     ///
     /// # Errors
     /// [`Error::Position`] when a position is beyond the model's.
-    pub fn at(&self, positions: &Tensor, placement: Placement) -> Result<Rotation> {
-        let last = if positions.numel() == 0 { 0 } else { positions.f_max()?.f_int64_value(&[])? };
-        if last >= self.max_positions {
-            return Err(Error::Position { position: last, max_positions: self.max_positions });
+    pub fn at(&self, positions: &Positions, placement: Placement) -> Result<Rotation> {
+        let Positions { tensor, last } = positions;
+        if *last >= self.max_positions {
+            return Err(Error::Position { position: *last, max_positions: self.max_positions });
         }
-        let angles = positions.f_unsqueeze(1)?.f_to_kind(Kind::Float)?.f_mul(&self.inverse_frequencies)?;
+        let angles = tensor.f_unsqueeze(1)?.f_to_kind(Kind::Float)?.f_mul(&self.inverse_frequencies)?;
         let place = |table: Tensor| table.f_to_kind(placement.dtype)?.f_unsqueeze(1);
         Ok(Rotation { cos: place(angles.f_cos()?)?, sin: place(angles.f_sin()?)? })
     }

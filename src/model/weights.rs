@@ -20,7 +20,12 @@ pub(super) enum Weights {
     /// Normal with deviation 0.02, biases 0, norms 1 (transformers' `_init_weights`), drawn from this seed and each
     /// tensor's name.
     Random(u64),
+    /// As `Random`, but draws repeat themselves, and NF4 codes are drawn as they are.
+    Noise(u64),
 }
+
+/// Elements after which [`Weights::Noise`] repeats itself.
+const PERIOD: i64 = 1 << 16;
 
 impl Weights {
     /// The weights of a folder.
@@ -42,7 +47,7 @@ impl Weights {
     pub fn kind(&self) -> Result<Kind> {
         match self {
             Self::Stored { checkpoint, .. } => Ok(checkpoint.kind("model.embed_tokens.weight")?.unwrap_or(Kind::Float)),
-            Self::Random(_) => Ok(Kind::Float),
+            Self::Random(_) | Self::Noise(_) => Ok(Kind::Float),
         }
     }
 
@@ -58,8 +63,15 @@ impl Weights {
                 tensor
             }
             Self::Random(seed) if shape.len() == 2 => Rng::named(*seed, name).normal(shape, 0.02)?,
-            Self::Random(_) if name.ends_with("bias") => Tensor::f_zeros(shape, (Kind::Float, Device::Cpu))?,
-            Self::Random(_) => Tensor::f_ones(shape, (Kind::Float, Device::Cpu))?,
+            Self::Noise(seed) if shape.len() == 2 => {
+                let n: i64 = shape.iter().product();
+                let period = Rng::named(*seed, name).normal(&[PERIOD], 0.02)?.f_to_kind(Kind::BFloat16)?;
+                period.f_repeat([(n + PERIOD - 1) / PERIOD])?.f_narrow(0, 0, n)?.f_reshape(shape)?
+            }
+            Self::Random(_) | Self::Noise(_) if name.ends_with("bias") => {
+                Tensor::f_zeros(shape, (Kind::Float, Device::Cpu))?
+            }
+            Self::Random(_) | Self::Noise(_) => Tensor::f_ones(shape, (Kind::Float, Device::Cpu))?,
         })
     }
 
@@ -79,11 +91,14 @@ impl Weights {
     pub fn linear(&self, name: &str, shape: [i64; 2], placement: Placement, quantize: bool) -> Result<Weight> {
         match self {
             Self::Stored { checkpoint, .. } if quant::is_stored(checkpoint, name) => {
-                Ok(Weight::Nf4(quant::load(checkpoint, name, shape).map_err(|error| named(name, error))?))
+                let weight = quant::load(checkpoint, name, shape).map_err(|error| named(name, error))?;
+                Ok(Weight::Nf4(weight.to_device(placement.device)?))
             }
+            Self::Noise(seed) if quantize => Ok(Weight::Nf4(Nf4::noise(shape, *seed)?.to_device(placement.device)?)),
             _ if quantize && !self.is_nf4() => {
                 let weight = self.tensor(name, &shape)?;
-                Ok(Weight::Nf4(Nf4::quantize(&weight).map_err(|error| named(name, error))?))
+                let weight = Nf4::quantize(&weight).map_err(|error| named(name, error))?;
+                Ok(Weight::Nf4(weight.to_device(placement.device)?))
             }
             _ => Ok(Weight::Dense(self.placed(name, &shape, placement)?)),
         }

@@ -37,6 +37,16 @@ impl DynamicCode {
         Self { values, nearest }
     }
 
+    /// All values, by index.
+    pub fn values(&self) -> &[f32; 256] {
+        &self.values
+    }
+
+    /// The index of the value nearest to each of 65,536 steps from -1 to 1.
+    pub fn nearest(&self) -> &[u8] {
+        &self.nearest
+    }
+
     /// The value of an index.
     pub fn value(&self, code: u8) -> f32 {
         self.values[usize::from(code)]

@@ -7,13 +7,14 @@ mod codebook;
 mod dense;
 mod kernels;
 mod nf4;
+mod noise;
 
 pub use absmax::{Absmax, DoubleQuantized};
 pub use blockwise::DynamicCode;
 pub use bnb::{QUANT_STATE, is_stored, load, quantization_config, refuse_other_schemes, stored_tensors};
 pub use codebook::{NF4_CODE, dynamic_code};
 pub use dense::{can_multiply_dense, multiply_dense};
-pub use kernels::Isa;
+pub use kernels::{Isa, Rounding, cuda};
 pub use nf4::{BLOCK, Nf4};
 
 use crate::diag::Diagnostic;
@@ -36,6 +37,10 @@ pub enum Error {
     Scheme { found: String },
     #[error("a buffer of {found} elements cannot take a weight of {expected}")]
     BufferSize { found: usize, expected: usize },
+    #[error("GPU {0} was not prepared: its kernels are not loaded")]
+    NotPrepared(usize),
+    #[error("the memory of a tensor does not start at a multiple of 16 bytes")]
+    Unaligned,
 }
 
 impl From<tch::TchError> for Error {

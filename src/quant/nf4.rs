@@ -1,8 +1,11 @@
 //! A weight matrix in NF4: quantize once, expand into a reused buffer when needed, or multiply as it is.
 
+use std::sync::Arc;
+
 use tch::{Device, Kind, Tensor};
 
 use super::absmax::{Absmax, DoubleQuantized};
+use super::kernels::cuda::{self, Kernels, Nf4Parts};
 use super::kernels::{self, Isa, Rounding, Source};
 use super::{Error, Result};
 use crate::tensor::{as_slice, as_slice_mut};
@@ -20,6 +23,16 @@ pub struct Nf4 {
     shape: [i64; 2],
     dtype: Kind,
     isa: Isa,
+    /// Kernels that work on the weight instead of the CPU's loops.
+    gpu: Option<OnGpu>,
+}
+
+/// What a weight on a GPU has besides.
+#[derive(Debug)]
+struct OnGpu {
+    kernels: Arc<Kernels>,
+    /// The dynamic code of double-quantized scales.
+    code: Option<Tensor>,
 }
 
 impl Nf4 {
@@ -50,7 +63,7 @@ impl Nf4 {
             return Err(Error::NotFinite);
         }
         let absmax = Absmax::Double(DoubleQuantized::quantize(&absmax)?);
-        Ok(Self { packed, absmax, shape, dtype: Kind::Float, isa })
+        Ok(Self { packed, absmax, shape, dtype: Kind::Float, isa, gpu: None })
     }
 
     /// A weight from its stored parts; `name` serves messages.
@@ -64,7 +77,7 @@ impl Nf4 {
             return Err(Error::Stored { name: name.to_owned(), message });
         }
         absmax.check(name, n.div_ceil(BLOCK))?;
-        Ok(Self { packed, absmax, shape, dtype, isa: Isa::best() })
+        Ok(Self { packed, absmax, shape, dtype, isa: Isa::best(), gpu: None })
     }
 
     /// The same weight, whose values are rounded to this type when they are expanded: what bitsandbytes does with the type
@@ -76,6 +89,45 @@ impl Nf4 {
     /// The same weight, worked on with other instructions than the best of this processor. For tests and benches.
     pub fn with_isa(self, isa: Isa) -> Self {
         Self { isa, ..self }
+    }
+
+    /// The weight on a device: there it is expanded and multiplied. It is quantized on the CPU, to the same bytes.
+    ///
+    /// # Errors
+    /// When the GPU was not prepared ([`cuda::prepare`]) or its memory is short.
+    pub fn to_device(self, device: Device) -> Result<Self> {
+        match cuda::of(device)? {
+            Some(kernels) => self.with_kernels(kernels),
+            None => Ok(self),
+        }
+    }
+
+    /// The weight where these kernels run, worked on by them.
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub fn with_kernels(self, kernels: Arc<Kernels>) -> Result<Self> {
+        let device = kernels.device();
+        let (absmax, code) = match self.absmax {
+            Absmax::Single(absmax) => (Absmax::Single(absmax.f_to_device(device)?), None),
+            Absmax::Double(double) => {
+                let code = Tensor::f_from_slice(&double.code[..])?.f_to_device(device)?;
+                let codes = double.codes.f_to_device(device)?;
+                let nested_absmax = double.nested_absmax.f_to_device(device)?;
+                (Absmax::Double(DoubleQuantized { codes, nested_absmax, ..double }), Some(code))
+            }
+        };
+        let packed = self.packed.f_to_device(device)?;
+        Ok(Self { packed, absmax, gpu: Some(OnGpu { kernels, code }), ..self })
+    }
+
+    /// Where it is.
+    pub fn device(&self) -> Device {
+        self.packed.device()
+    }
+
+    fn parts<'a>(&'a self, gpu: &'a OnGpu) -> Nf4Parts<'a> {
+        Nf4Parts { packed: &self.packed, absmax: &self.absmax, code: gpu.code.as_ref(), shape: self.shape }
     }
 
     /// `[rows, columns]`.
@@ -115,9 +167,12 @@ impl Nf4 {
         if out.numel() != expected {
             return Err(Error::BufferSize { found: out.numel(), expected });
         }
-        let source = self.source()?;
         let kind = out.f_kind().map_err(crate::tensor::Error::from)?;
         let rounding = self.rounding(kind);
+        if let Some(gpu) = &self.gpu {
+            return gpu.kernels.dequantize(&self.parts(gpu), rounding, out);
+        }
+        let source = self.source()?;
         match kind {
             Kind::Float => kernels::dequantize_f32(self.isa, &source, rounding, as_slice_mut(out)?),
             Kind::BFloat16 => kernels::dequantize_bf16(self.isa, &source, rounding, as_slice_mut(out)?),
@@ -131,7 +186,7 @@ impl Nf4 {
     /// # Errors
     /// [`Error::OutputType`], or when memory is short.
     pub fn dequantize(&self, kind: Kind) -> Result<Tensor> {
-        let mut out = Tensor::f_empty(self.shape, (kind, Device::Cpu))?;
+        let mut out = Tensor::f_empty(self.shape, (kind, self.device()))?;
         self.dequantize_into(&mut out)?;
         Ok(out)
     }
@@ -160,6 +215,9 @@ impl Nf4 {
             (rounding, Kind::Float | Kind::BFloat16) => rounding,
             (_, other) => return Err(Error::OutputType(other)),
         };
+        if let Some(gpu) = &self.gpu {
+            return gpu.kernels.multiply(&self.parts(gpu), rounding, x);
+        }
         let mut out = Tensor::f_empty([rows as i64, n], (Kind::Float, Device::Cpu))?;
         let source = self.source()?;
         let x = x.f_detach()?.f_contiguous()?;

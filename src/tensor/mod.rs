@@ -1,5 +1,6 @@
-//! Tensors between files and devices: memory views, safetensors, named random generators.
+//! Tensors between files and devices: memory views, safetensors, named random generators, GPUs.
 
+pub mod cuda;
 mod finite;
 mod memory;
 mod rng;
@@ -8,7 +9,7 @@ mod shards;
 
 pub use finite::check_finite;
 pub use memory::{Element, Mapped, as_bytes, as_slice, as_slice_mut};
-pub use rng::Rng;
+pub use rng::{DropoutDraws, Rng};
 pub use safetensors::{Checkpoint, Metadata, pytorch_metadata, save};
 pub use shards::{Shards, Written};
 
@@ -56,12 +57,15 @@ pub enum Error {
     View { device: Device, kind: Kind, wanted: &'static str },
     #[error("cannot write `{}`", path.display())]
     Write { path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Cuda(#[from] cuda::Error),
 }
 
 impl Diagnostic for Error {
     fn hint(&self) -> Option<String> {
         match self {
             Self::File(error) => error.hint(),
+            Self::Cuda(error) => error.hint(),
             Self::NotFinite { .. } => {
                 Some("the checkpoint is damaged or diverged in training; download it again or use another one".into())
             }
@@ -71,13 +75,18 @@ impl Diagnostic for Error {
             ),
             Self::BadCheckpoint { .. } => Some("the file is damaged or cut short: download or write it again".into()),
             Self::Write { source, .. } => io_hint(source),
-            Self::Torch(error) if error.to_string().contains("not enough memory") => Some(
+            Self::Torch(error) if is_out_of_memory(&error.to_string()) => Some(
                 "use a smaller batch (`training.per_device_train_batch_size`) or a shorter `model.max_seq_length`"
                     .into(),
             ),
             _ => None,
         }
     }
+}
+
+/// Whether libtorch says that memory, the host's or a GPU's, is short.
+fn is_out_of_memory(message: &str) -> bool {
+    message.contains("not enough memory") || message.contains("CUDA out of memory")
 }
 
 /// Shorthand of this module and of those that only add tensor work.

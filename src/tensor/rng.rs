@@ -9,6 +9,17 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::{Result, as_slice_mut};
 
+/// What decides a dropout mask's elements.
+#[derive(Clone, Copy, Debug)]
+pub struct DropoutDraws {
+    /// Of the stream of random bits.
+    pub seed: u64,
+    /// An element is 0 when its 16 bits are below.
+    pub dropped_below: u32,
+    /// What another element is.
+    pub kept: f32,
+}
+
 /// A ChaCha8 generator seeded by a run's seed and the name of what is drawn.
 #[derive(Clone, Debug)]
 pub struct Rng(ChaCha8Rng);
@@ -55,15 +66,23 @@ impl Rng {
         Ok(Tensor::f_from_slice(&draws)?.f_reshape(shape)?)
     }
 
+    /// The draws of the next [`Rng::dropout_mask`], for kernels that make the mask elsewhere.
+    pub fn dropout_draws(&mut self, p: f64) -> DropoutDraws {
+        DropoutDraws {
+            seed: self.next_u64(),
+            dropped_below: (p * f64::from(1u32 << 16)).round() as u32,
+            kept: (1.0 / (1.0 - p)) as f32,
+        }
+    }
+
     /// A dropout mask: a CPU tensor of type `kind` whose elements are 0 with probability `p`, to 1/65536, else
     /// `1 / (1 - p)`.
     ///
     /// # Errors
     /// When the tensor cannot be allocated.
     pub fn dropout_mask(&mut self, shape: &[i64], p: f64, kind: Kind) -> Result<Tensor> {
-        let seed = self.next_u64();
-        let dropped_below = (p * f64::from(1u32 << 16)).round() as u64;
-        let kept = (1.0 / (1.0 - p)) as f32;
+        let DropoutDraws { seed, dropped_below, kept } = self.dropout_draws(p);
+        let dropped_below = u64::from(dropped_below);
         if kind == Kind::BFloat16 {
             let mut mask = Tensor::f_empty(shape, (kind, Device::Cpu))?;
             let choice = [half::bf16::ZERO, half::bf16::from_f32(kept)];

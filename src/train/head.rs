@@ -6,6 +6,7 @@ use tch::{Kind, Tensor, no_grad};
 
 use super::Result;
 use crate::model::Qwen2;
+use crate::quant::cuda;
 
 /// Rows whose logits exist at one time.
 const CHUNK_ROWS: i64 = 256;
@@ -84,6 +85,16 @@ fn score_rows(model: &Qwen2, hidden: &Tensor, targets: &Tensor, weights: Option<
     let mut grad_weight = weights.map(|_| zeros()).transpose()?;
     for (start, len) in chunks(hidden.size()[0]) {
         let rows = hidden.f_narrow(0, start, len)?;
+        if let Some(kernels) = cuda::of(head.device())? {
+            let mut logits = rows.f_linear(head, None::<&Tensor>)?;
+            let weights = weights.map(|weights| weights.f_narrow(0, start, len)).transpose()?;
+            logps.push(kernels.cross_entropy(&mut logits, &targets.f_narrow(0, start, len)?, weights.as_ref())?);
+            grads.push(logits.f_matmul(head)?);
+            if let Some(total) = &mut grad_weight {
+                let _ = total.f_add_(&logits.f_transpose(0, 1)?.f_matmul(&rows)?.f_to_kind(Kind::Float)?)?;
+            }
+            continue;
+        }
         let mut logits = logits(model, &rows)?;
         let targets = targets.f_narrow(0, start, len)?.f_unsqueeze(1)?;
         let weights = match weights {

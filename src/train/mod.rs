@@ -25,6 +25,7 @@ use std::path::PathBuf;
 use crate::diag::Diagnostic;
 use crate::fsio;
 use crate::model;
+use crate::quant;
 use crate::stop::Stopped;
 use crate::tensor;
 
@@ -33,6 +34,8 @@ use crate::tensor;
 pub enum Error {
     #[error(transparent)]
     Tensor(#[from] tensor::Error),
+    #[error(transparent)]
+    Quant(#[from] quant::Error),
     #[error(transparent)]
     Model(#[from] model::Error),
     #[error(transparent)]
@@ -77,6 +80,7 @@ impl Diagnostic for Error {
     fn hint(&self) -> Option<String> {
         match self {
             Self::Tensor(error) => error.hint(),
+            Self::Quant(error) => error.hint(),
             Self::Model(error) => error.hint(),
             Self::File(error) => error.hint(),
             Self::Stopped(stopped) => stopped.hint(),

@@ -6,6 +6,7 @@ mod codes;
 mod completions;
 mod config;
 mod constrained;
+mod cuda;
 mod data;
 mod data_pairs;
 mod demo;

@@ -8,6 +8,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 use super::blockwise::{BLOCK, Codes, MIN_SIZE, Update, update};
 use crate::config::Optim;
 use crate::model::Parameter;
+use crate::quant::cuda::{self, Adam, Kernels};
 use crate::tensor::{as_slice, as_slice_mut};
 use crate::train::{Gradients, Result};
 
@@ -23,6 +24,8 @@ pub struct AdamW {
     pub step: u64,
     moments: Vec<Moments>,
     decays: Vec<bool>,
+    /// What the kernel for 8-bit moments reads, on the device of the parameters.
+    gpu_codes: Option<[Tensor; 4]>,
     weight_decay: f64,
 }
 
@@ -31,18 +34,22 @@ pub struct AdamW {
 enum Moments {
     /// f32, on the parameter's device.
     Full { m: Tensor, v: Tensor },
-    /// Codes u8 and block scales f32, in the host's memory.
+    /// Codes u8 and block scales f32; of a parameter on a GPU there, or, paged, in pinned memory of the host.
     Blockwise { m: Tensor, v: Tensor, m_absmax: Tensor, v_absmax: Tensor, codes: Arc<Codes> },
 }
 
 impl Moments {
     /// Zeros, in 8 bits when there are codes for them and the parameter is not small.
-    fn new(parameter: &Tensor, codes: Option<&Arc<Codes>>) -> Result<Self> {
+    fn new(parameter: &Tensor, codes: Option<&Arc<Codes>>, is_paged: bool) -> Result<Self> {
         let n = parameter.numel();
         let Some(codes) = codes.filter(|_| n >= MIN_SIZE) else {
             return Ok(Self::Full { m: parameter.f_zeros_like()?, v: parameter.f_zeros_like()? });
         };
-        let zeros = |n: usize, kind| Tensor::f_zeros([n as i64], (kind, Device::Cpu));
+        let device = parameter.device();
+        let zeros = |n: usize, kind| match is_paged && device != Device::Cpu {
+            true => Tensor::f_zeros([n as i64], (kind, Device::Cpu))?.f_pin_memory(device),
+            false => Tensor::f_zeros([n as i64], (kind, device)),
+        };
         let n_blocks = n.div_ceil(BLOCK);
         Ok(Self::Blockwise {
             m: zeros(n, Kind::Uint8)?,
@@ -74,10 +81,14 @@ impl AdamW {
             Optim::AdamwTorch => None,
             Optim::Adamw8bit | Optim::PagedAdamw8bit => Some(Arc::new(Codes::new())),
         };
-        let moments = |parameter: &Parameter| Moments::new(&parameter.tensor, codes.as_ref());
+        let is_paged = optim == Optim::PagedAdamw8bit;
+        let moments = |parameter: &Parameter| Moments::new(&parameter.tensor, codes.as_ref(), is_paged);
+        let device = parameters.first().map_or(Device::Cpu, |parameter| parameter.tensor.device());
+        let needs_kernel = codes.is_some() && device != Device::Cpu;
         Ok(Self {
             step: 0,
             moments: no_grad(|| parameters.iter().map(moments).collect::<Result<_>>())?,
+            gpu_codes: if needs_kernel { Some(Kernels::adam_codes(device)?) } else { None },
             decays: parameters.iter().map(|parameter| !is_bias_or_norm(&parameter.name)).collect(),
             weight_decay,
         })
@@ -111,6 +122,24 @@ impl AdamW {
                 let keep = 1.0 - learning_rate * weight_decay;
                 let step_size = learning_rate / correction1;
                 match &mut self.moments[idx] {
+                    Moments::Blockwise { m, v, m_absmax, v_absmax, .. } if self.gpu_codes.is_some() => {
+                        if let (Some(kernels), Some(codes)) = (cuda::of(tensor.device())?, &self.gpu_codes) {
+                            kernels.adamw_8bit(&Adam {
+                                values: &tensor,
+                                gradient: &gradient.f_contiguous()?,
+                                m,
+                                v,
+                                m_absmax,
+                                v_absmax,
+                                codes,
+                                betas: [BETA1, BETA2],
+                                eps: EPS as f32,
+                                keep: keep as f32,
+                                step_size: step_size as f32,
+                                correction2: correction2 as f32,
+                            })?;
+                        }
+                    }
                     Moments::Blockwise { m, v, m_absmax, v_absmax, codes } => {
                         let gradient = gradient.f_to_device(Device::Cpu)?.f_contiguous()?;
                         let mut values = tensor.f_to_device(Device::Cpu)?.f_contiguous()?;
