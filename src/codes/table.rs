@@ -266,3 +266,44 @@ fn range(text: &str) -> Result<(Code, Code, String), String> {
     let (first, last) = (code()?, code()?);
     Ok((first, last, parts.next().ok_or("a range without a title")?.to_owned()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Notes of growing length move the middle through all of the table, past headers, leaves, notes and its end.
+    #[test]
+    fn a_table_is_the_same_wherever_its_middle_is() {
+        let shape = |text: &str| {
+            let (name, tabular) = read(&Source::read(text.to_owned()), Path::new("x")).unwrap();
+            let node = |node: &Node| (node.code, node.parent, node.depth, node.n_below, node.includes.len());
+            let nodes: Vec<_> = tabular.nodes.iter().map(node).collect();
+            let holders: Vec<_> = tabular.extensions.iter().map(|(holder, list)| (*holder, list.len())).collect();
+            (name, tabular.version, tabular.chapters.len(), nodes, holders)
+        };
+        let table = |before: usize, after: usize| {
+            let (before, after) = ("x".repeat(before), "x".repeat(after));
+            format!(
+                "{MAGIC}FY2027\t2027\nc\t1\tA00\tB99\tAll\ns\tA00\tB99\tAll\ni\t{before}\nA00\tCholera\nA00.0\tone\n\
+                 i\tof A00.0\nA00.1\ttwo\nA01*\tTyphoid\nA01.0\tthree\n7\tA\tinitial\n7\tD\tlater\nA01.01\tfour\n\
+                 i\t{after}\nB99\tOther\n7\tA\tinitial\nB99.1\tfive\nend\t8\n"
+            )
+        };
+        let expected = shape(&table(1, 1));
+        assert_eq!((expected.2, expected.3.len(), &expected.4), (1, 8, &vec![(NodeId(4), 2), (NodeId(6), 1)]));
+        for n in 1..400 {
+            for text in [table(n, 1), table(1, n), table(n, 1).replace('\n', "\r\n")] {
+                assert_eq!(shape(&text), expected, "{n}");
+            }
+        }
+        let text = table(1, 1);
+        assert_eq!(shape(text.trim_end()), expected);
+        let torn = read(&Source::read(text.replace("end\t8\n", "")), Path::new("x"));
+        assert!(matches!(torn, Err(Error::Torn { .. })), "{torn:?}");
+        for (from, to) in [("\nA00.1\t", "\nA0\t"), ("\nB99.1\t", "\nB9\t")] {
+            let line = text[..text.find(from).unwrap()].lines().count() + 1;
+            let bad = read(&Source::read(text.replace(from, to)), Path::new("x"));
+            assert!(matches!(bad, Err(Error::BadEntry { line: found, .. }) if found == line), "{bad:?}");
+        }
+    }
+}

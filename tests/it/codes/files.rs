@@ -106,6 +106,7 @@ fn a_damaged_table_names_its_line() {
     for (from, to, message) in [
         ("\nA00\t", "\nA0\t", "unknown tag `A0`"),
         ("\nA00.1\t", "\nA01.1\t", "`A01.1` stands outside any category"),
+        ("\nZ79.4\t", "\nZ7\t", "unknown tag `Z7`"),
         ("\nend\t46881", "\nend\t46882", "expected 46882 entries, found 46881"),
         ("\nc\t2\tC00\tD49\t", "\nc\t2\tC00\t", "does not have the form of an ICD-10-CM code"),
     ] {
