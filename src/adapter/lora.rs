@@ -192,9 +192,18 @@ fn add_bias(y: Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
 /// # Errors
 /// When shapes do not fit or memory is short.
 pub fn dora_norm(lora: &Lora, weight: &Tensor, weight_squared: &Tensor) -> Result<Tensor> {
+    let product = no_grad(|| weight.f_linear(&lora.lora_a.f_to_kind(weight.f_kind()?)?, None::<&Tensor>))?;
+    dora_norm_from(lora, &product, weight_squared)
+}
+
+/// As [`dora_norm`], from the product `W A^T` `[out, r]` of any float type.
+///
+/// # Errors
+/// When shapes do not fit or memory is short.
+pub fn dora_norm_from(lora: &Lora, w_at: &Tensor, weight_squared: &Tensor) -> Result<Tensor> {
     no_grad(|| {
         let (a, b) = (&lora.lora_a, &lora.lora_b);
-        let w_at = weight.f_linear(&a.f_to_kind(weight.f_kind()?)?, None::<&Tensor>)?.f_to_kind(Kind::Float)?;
+        let w_at = w_at.f_to_kind(Kind::Float)?;
         let a_at = a.f_matmul(&a.f_transpose(0, 1)?)?;
         let rowsum = |t: Tensor| t.f_sum_dim_intlist(1i64, false, Kind::Float);
         let cross = rowsum(w_at.f_mul(b)?)?.f_mul_scalar(2.0 * lora.scaling)?;

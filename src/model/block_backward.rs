@@ -14,6 +14,7 @@ use super::projection::Workspace;
 use super::projection_backward::Part;
 use super::rope::Rotation;
 use super::{Config, Result};
+use crate::quant::rows;
 
 // Indices into `Block::projections`.
 const Q: usize = 0;
@@ -61,8 +62,6 @@ pub(super) struct Pass<'a> {
 struct Mlp {
     normed: Tensor,
     gate: Tensor,
-    /// `silu(gate)`.
-    gated: Tensor,
     up: Tensor,
     /// `silu(gate) * up`.
     inner: Tensor,
@@ -161,18 +160,17 @@ impl Block {
                 gradients[idx] = own;
                 Ok(dx)
             };
-            let Mlp { normed: normed_middle, gate, mut gated, mut up, inner } = mlp;
+            let Mlp { normed: normed_middle, gate, up, inner } = mlp;
             let grad_inner = pull(&mut self.projections, DOWN, &inner, grad_output, None)?;
             drop(inner);
-            let grad_up = gated.f_mul_(&grad_inner)?;
-            let grad_gate = gate.f_silu_backward(&up.f_mul_(&grad_inner)?)?;
-            drop((grad_inner, gate, gated, up));
+            let (grad_gate, grad_up) = gate_backward(&gate, &up, &grad_inner)?;
+            drop((grad_inner, gate, up));
             let grad_normed = pull(&mut self.projections, GATE, &normed_middle, &grad_gate, None)?;
             drop(grad_gate);
             let grad_normed = pull(&mut self.projections, UP, &normed_middle, &grad_up, Some(grad_normed))?;
             drop((grad_up, normed_middle));
-            let through = rms_norm_backward(&middle, &self.post_attention_layernorm, eps, &grad_normed)?;
-            let grad_middle = grad_output.f_add(&through)?;
+            let grad_middle =
+                rms_norm_backward(&middle, &self.post_attention_layernorm, eps, &grad_normed, grad_output)?;
 
             let grad_attended = pull(&mut self.projections, O, &attended, &grad_middle, None)?;
             let product = with_grad(|| graph.f_mul(&grad_attended)?.f_sum(graph.f_kind()?))?;
@@ -183,9 +181,7 @@ impl Block {
                 grad_normed = Some(pull(&mut self.projections, idx, &normed, grad, grad_normed)?);
             }
             let grad_input = match grad_normed.filter(|_| wants_input) {
-                Some(grad) => {
-                    Some(grad_middle.f_add(&rms_norm_backward(&kept.input, &self.input_layernorm, eps, &grad)?)?)
-                }
+                Some(grad) => Some(rms_norm_backward(&kept.input, &self.input_layernorm, eps, &grad, &grad_middle)?),
                 None => None,
             };
             Ok((grad_input, gradients.into_iter().flatten().collect()))
@@ -233,8 +229,18 @@ impl Block {
         let normed = rms_norm(middle, &self.post_attention_layernorm, pass.config.rms_norm_eps)?;
         let gate = self.part(kept, GATE, &normed, pass, workspace)?;
         let up = self.part(kept, UP, &normed, pass, workspace)?;
-        let gated = gate.f_silu()?;
-        let inner = gated.f_mul(&up)?;
-        Ok(Mlp { normed, gate, gated, up, inner })
+        let inner = match rows::can_pass(&[&gate, &up]) {
+            true => rows::gate(&gate, &up)?,
+            false => gate.f_silu()?.f_mul(&up)?,
+        };
+        Ok(Mlp { normed, gate, up, inner })
     }
+}
+
+/// The gradients of `gate` and `up` from that of `silu(gate) up`.
+fn gate_backward(gate: &Tensor, up: &Tensor, grad: &Tensor) -> Result<(Tensor, Tensor)> {
+    if rows::can_pass(&[gate, up, grad]) {
+        return Ok(rows::gate_backward(gate, up, grad)?);
+    }
+    Ok((gate.f_silu_backward(&up.f_mul(grad)?)?, gate.f_silu()?.f_mul_(grad)?))
 }

@@ -5,13 +5,16 @@ use std::collections::BTreeMap;
 use tch::{Kind, Tensor, no_grad};
 
 use super::Result;
-use crate::adapter::{Lora, dora_norm, row_norms_squared};
-use crate::quant::Nf4;
+use crate::adapter::{Lora, dora_norm, dora_norm_from, row_norms_squared};
+use crate::quant::{Forward, Nf4};
 use crate::tensor::Rng;
 
 /// The most rows that an NF4 weight is multiplied by as it is. A pass over the weight takes four rows and costs less than twice
 /// its expansion, which a dense product only follows; from three passes on the dense product is the cheaper one.
 const MAX_FUSED_ROWS: i64 = 8;
+
+/// The fewest rows for which products by tiles, which take 32 at a time, are the faster ones.
+const MIN_TILE_ROWS: i64 = 16;
 
 /// The weight of a linear layer, `[out, in]`.
 #[derive(Debug)]
@@ -41,6 +44,15 @@ pub struct Adapter {
     weight_squared: Option<Tensor>,
     /// `||W + s B A||` `[out]` of the current parameters, until they change.
     pub(super) norm: Option<Tensor>,
+}
+
+/// A frozen weight ready for products without gradient.
+#[derive(Debug)]
+pub(super) enum Matrix<'a> {
+    /// `[out, in]` in the type of the activations.
+    Expanded(Tensor),
+    /// Multiplied as it is, bf16 activations only.
+    Tiles(&'a Nf4),
 }
 
 /// Buffers into which NF4 weights are expanded, one for each layer of a block, shared by all blocks.
@@ -100,13 +112,44 @@ impl Projection {
     }
 
     /// Computes DoRA's norm where the parameters have changed since.
-    pub(super) fn refresh_norm(&mut self, weight: &Tensor) -> Result<()> {
+    fn refresh_norm(&mut self, weight: &Tensor) -> Result<()> {
         if let Some(adapter) = &mut self.adapter
             && let (None, Some(squared)) = (&adapter.norm, &adapter.weight_squared)
         {
             adapter.norm = Some(dora_norm(&adapter.lora, weight, squared)?);
         }
         Ok(())
+    }
+
+    /// Brings DoRA's norm up to date, and expands the weight unless products with `x` `[n, in]` take it as it is.
+    pub(super) fn prepare(&mut self, x: &Tensor, workspace: &mut Workspace) -> Result<Option<Tensor>> {
+        let kind = x.f_kind()?;
+        let is_many = kind == Kind::BFloat16 && x.size().first().is_some_and(|&n| n >= MIN_TILE_ROWS);
+        if let Weight::Nf4(weight) = &self.weight
+            && is_many
+            && weight.has_tiles()
+        {
+            if let Some(adapter) = &mut self.adapter
+                && let (None, Some(squared)) = (&adapter.norm, &adapter.weight_squared)
+            {
+                let lora_a = adapter.lora.lora_a.f_to_kind(kind)?;
+                let (product, _) = weight.outputs(&Forward { x: &lora_a, low_rank: None, bias: None, change: None })?;
+                adapter.norm = Some(dora_norm_from(&adapter.lora, &product.f_transpose(0, 1)?, squared)?);
+            }
+            return Ok(None);
+        }
+        let weight = self.weight(kind, workspace)?;
+        self.refresh_norm(&weight)?;
+        Ok(Some(weight))
+    }
+
+    /// The weight for products, from what [`Projection::prepare`] gave.
+    pub(super) fn matrix(&self, expanded: Option<Tensor>) -> Matrix<'_> {
+        match (expanded, &self.weight) {
+            (Some(weight), _) => Matrix::Expanded(weight),
+            (None, Weight::Nf4(weight)) => Matrix::Tiles(weight),
+            (None, Weight::Dense(weight)) => Matrix::Expanded(weight.shallow_clone()),
+        }
     }
 
     /// Applies the layer to `x` `[tokens, in]`, giving `[tokens, out]`. A seed turns the adapter's dropout on.

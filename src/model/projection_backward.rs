@@ -13,8 +13,8 @@
 use tch::{Kind, Tensor};
 
 use super::Result;
-use super::projection::{Adapter, Projection, Workspace};
-use crate::quant::cuda;
+use super::projection::{Adapter, Matrix, Projection, Workspace};
+use crate::quant::{Backward, Forward, Nf4, cuda, rows};
 use crate::tensor::Rng;
 
 /// What is kept of a layer's forward pass. Anything that is missing is computed again.
@@ -70,11 +70,14 @@ impl Projection {
     /// As [`Projection::forward`] without gradient, keeping what the backward pass needs.
     pub(super) fn forward_keeping(&mut self, x: &Tensor, seed: Option<u64>, workspace: &mut Workspace) -> Result<Part> {
         let kind = x.f_kind()?;
-        let weight = self.weight(kind, workspace)?;
-        self.refresh_norm(&weight)?;
+        let expanded = self.prepare(x, workspace)?;
         let bias = self.bias.as_ref();
-        let Some(adapter) = &self.adapter else {
-            return Ok(Part { output: Some(x.f_linear(&weight, bias)?), ..Part::default() });
+        let (weight, adapter) = match (self.matrix(expanded), &self.adapter) {
+            (Matrix::Tiles(weight), _) => return self.forward_by_tiles(weight, x, seed),
+            (Matrix::Expanded(weight), None) => {
+                return Ok(Part { output: Some(x.f_linear(&weight, bias)?), ..Part::default() });
+            }
+            (Matrix::Expanded(weight), Some(adapter)) => (weight, adapter),
         };
         let Matrices { a, scaled_b, gain } = Matrices::new(adapter, kind)?;
         let mask = self.mask(x, seed)?;
@@ -94,6 +97,31 @@ impl Projection {
             None
         };
         Ok(Part { output, scaled: Some(scaled), inner: Some(inner) })
+    }
+
+    /// The same, the weight being multiplied as it is.
+    fn forward_by_tiles(&self, weight: &Nf4, x: &Tensor, seed: Option<u64>) -> Result<Part> {
+        let kind = x.f_kind()?;
+        let bias = self.bias.as_ref().map(|bias| bias.f_to_kind(Kind::Float)).transpose()?;
+        let plain = Forward { x, low_rank: None, bias: bias.as_ref(), change: None };
+        let Some(adapter) = &self.adapter else {
+            return Ok(Part { output: Some(weight.outputs(&plain)?.0), ..Part::default() });
+        };
+        let Matrices { a, scaled_b, gain } = Matrices::new(adapter, kind)?;
+        let mask = self.mask(x, seed)?;
+        let dropped = dropped(x, mask.as_ref())?;
+        let inner = dropped.f_linear(&a, None::<&Tensor>)?;
+        let adapted = Forward { low_rank: Some((&inner, &scaled_b)), ..plain };
+        let (output, scaled) = match (gain, &mask) {
+            (None, _) => (Some(weight.outputs(&adapted)?.0), None),
+            (Some(_), None) => (None, Some(weight.outputs(&Forward { bias: None, ..adapted })?.0)),
+            (Some(gain), Some(_)) => {
+                let change = gain.f_sub_scalar(1.0)?;
+                let (output, scaled) = weight.outputs(&Forward { change: Some((&change, &dropped)), ..adapted })?;
+                (Some(output), scaled)
+            }
+        };
+        Ok(Part { output, scaled, inner: Some(inner) })
     }
 
     /// The layer's output from what was kept; undefined after [`Part::forget_output`].
@@ -125,10 +153,14 @@ impl Projection {
         workspace: &mut Workspace,
     ) -> Result<(Tensor, Vec<Tensor>)> {
         let kind = x.f_kind()?;
-        let weight = self.weight(kind, workspace)?;
-        self.refresh_norm(&weight)?;
+        let expanded = self.prepare(x, workspace)?;
+        let matrix = self.matrix(expanded);
         let Some(adapter) = &self.adapter else {
-            return Ok((add_product(dx, dy, &weight)?, Vec::new()));
+            let dx = match &matrix {
+                Matrix::Tiles(weight) => weight.gradients(&plain_backward(dy, dx.as_ref()))?,
+                Matrix::Expanded(weight) => add_product(dx, dy, weight)?,
+            };
+            return Ok((dx, Vec::new()));
         };
         let Matrices { a, scaled_b, gain } = Matrices::new(adapter, kind)?;
         let mask = self.mask(x, seed)?;
@@ -147,29 +179,52 @@ impl Projection {
                 None => (product, dy.f_matmul(&scaled_b)?),
             }
         };
-        let mut dx = match (&gain, &mask) {
-            (Some(gain), None) => add_product(dx, &dy.f_mul(&gain.f_to_kind(kind)?)?, &weight)?,
-            _ => add_product(dx, dy, &weight)?,
-        };
         let _ = grad_b.f_mul_scalar_(adapter.lora.scaling)?;
         gradients.push(grad_inner.f_transpose(0, 1)?.f_matmul(&dropped)?);
         gradients.push(grad_b);
-        if let (Some(gain), Some(norm)) = (&gain, &adapter.norm) {
-            let scaled = match scaled {
-                Some(scaled) => scaled,
-                None => dropped.f_linear(&weight, None::<&Tensor>)?.f_addmm_(&inner, &scaled_b.f_transpose(0, 1)?)?,
+        if let (Some(_), Some(norm)) = (&gain, &adapter.norm) {
+            let scaled = match (scaled, &matrix) {
+                (Some(scaled), _) => scaled,
+                (None, Matrix::Tiles(weight)) => {
+                    let low_rank = Some((&inner, &scaled_b));
+                    weight.outputs(&Forward { x: &dropped, low_rank, bias: None, change: None })?.0
+                }
+                (None, Matrix::Expanded(weight)) => {
+                    dropped.f_linear(weight, None::<&Tensor>)?.f_addmm_(&inner, &scaled_b.f_transpose(0, 1)?)?
+                }
             };
-            gradients.push(dy.f_mul(&scaled)?.f_sum_dim_intlist(0i64, false, Kind::Float)?.f_div(norm)?);
-            if let Some(mask) = &mask {
-                drop((scaled, dropped));
-                let change = dy.f_mul(&gain.f_sub_scalar(1.0)?.f_to_kind(kind)?)?;
-                let through = change.f_matmul(&weight)?.f_addmm_(&grad_inner, &a)?;
-                return Ok((dx.f_addcmul_(&through, mask)?, gradients));
-            }
+            let sums = match rows::can_pass(&[dy, &scaled]) {
+                true => rows::column_sums(dy, &scaled)?,
+                false => dy.f_mul(&scaled)?.f_sum_dim_intlist(0i64, false, Kind::Float)?,
+            };
+            gradients.push(sums.f_div(norm)?);
         }
-        let dx = match &mask {
-            Some(mask) => dx.f_addcmul_(&grad_inner.f_matmul(&a)?, mask)?,
-            None => dx.f_addmm_(&grad_inner, &a)?,
+        drop(dropped);
+        let dx = match &matrix {
+            Matrix::Tiles(weight) => {
+                let scale = match (&gain, &mask) {
+                    (Some(gain), Some(_)) => Some(gain.f_sub_scalar(1.0)?),
+                    (gain, _) => gain.as_ref().map(Tensor::shallow_clone),
+                };
+                weight.gradients(&Backward {
+                    scale: scale.as_ref(),
+                    low_rank: Some((&grad_inner, &a)),
+                    mask: mask.as_ref(),
+                    ..plain_backward(dy, dx.as_ref())
+                })?
+            }
+            Matrix::Expanded(weight) => match (&gain, &mask) {
+                (Some(gain), Some(mask)) => {
+                    let mut dx = add_product(dx, dy, weight)?;
+                    let change = dy.f_mul(&gain.f_sub_scalar(1.0)?.f_to_kind(kind)?)?;
+                    dx.f_addcmul_(&change.f_matmul(weight)?.f_addmm_(&grad_inner, &a)?, mask)?
+                }
+                (Some(gain), None) => {
+                    add_product(dx, &dy.f_mul(&gain.f_to_kind(kind)?)?, weight)?.f_addmm_(&grad_inner, &a)?
+                }
+                (None, Some(mask)) => add_product(dx, dy, weight)?.f_addcmul_(&grad_inner.f_matmul(&a)?, mask)?,
+                (None, None) => add_product(dx, dy, weight)?.f_addmm_(&grad_inner, &a)?,
+            },
         };
         Ok((dx, gradients))
     }
@@ -191,6 +246,7 @@ impl Projection {
 
 fn dropped(x: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
     Ok(match mask {
+        Some(mask) if rows::can_pass(&[x, mask]) => rows::multiply_elements(x, mask)?,
         Some(mask) => x.f_mul(mask)?,
         None => x.shallow_clone(),
     })
@@ -202,4 +258,76 @@ fn add_product(dx: Option<Tensor>, dy: &Tensor, weight: &Tensor) -> Result<Tenso
         Some(mut dx) => dx.f_addmm_(dy, weight)?,
         None => dy.f_matmul(weight)?,
     })
+}
+
+/// `dx + dy W` as a request.
+fn plain_backward<'a>(dy: &'a Tensor, dx: Option<&'a Tensor>) -> Backward<'a> {
+    Backward { dy, scale: None, low_rank: None, before: dx, mask: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::projection::Weight;
+    use super::*;
+    use crate::adapter::{Lora, Settings, TargetModules};
+    use crate::quant::Isa;
+
+    const ROWS: i64 = 96;
+    const COLUMNS: i64 = 128;
+
+    /// A layer whose weight is multiplied as it is, or expanded and multiplied by libtorch.
+    fn projection(rng: &mut Rng, isa: Option<Isa>, use_dora: bool, lora_dropout: f64) -> Projection {
+        let settings = Settings {
+            r: 5,
+            lora_alpha: 10.0,
+            lora_dropout,
+            use_dora,
+            use_rslora: false,
+            target_modules: TargetModules::Names(vec!["q".into()]),
+            rank_pattern: Default::default(),
+            alpha_pattern: Default::default(),
+        };
+        let mut draw = |shape: &[i64], std| rng.normal(shape, std).unwrap();
+        let source = draw(&[ROWS, COLUMNS], 0.1);
+        let bias = draw(&[ROWS], 1.0).to_kind(Kind::BFloat16);
+        let (lora_a, lora_b) = (draw(&[5, COLUMNS], 0.1), draw(&[ROWS, 5], 0.3));
+        let magnitude = use_dora.then(|| draw(&[ROWS], 0.3) + 1.5);
+        let lora = Lora::from_parts(&settings, "q", lora_a, lora_b, magnitude, tch::Device::Cpu).unwrap();
+        let weight = Nf4::quantize(&source).unwrap().with_dtype(Kind::BFloat16);
+        let weight = Weight::Nf4(isa.into_iter().fold(weight, Nf4::with_isa));
+        let mut projection = Projection { name: "q", weight, bias: Some(bias), adapter: None };
+        projection.attach(lora, Kind::BFloat16, &mut Workspace::default()).unwrap();
+        projection
+    }
+
+    #[test]
+    fn a_weight_multiplied_as_it_is_gives_the_results_of_the_expanded_one() {
+        for (use_dora, dropout) in [(false, 0.0), (false, 0.3), (true, 0.0), (true, 0.3)] {
+            for keeps in [true, false] {
+                let run = |isa: Option<Isa>| {
+                    let mut rng = Rng::named(41, "projection");
+                    let mut projection = projection(&mut rng, isa, use_dora, dropout);
+                    let mut draw = |width| rng.normal(&[50, width], 1.0).unwrap().to_kind(Kind::BFloat16);
+                    let (x, dy, dx) = (draw(COLUMNS), draw(ROWS), draw(COLUMNS));
+                    let workspace = &mut Workspace::default();
+                    tch::no_grad(|| {
+                        let part = projection.forward_keeping(&x, Some(3), workspace).unwrap();
+                        let y = projection.output_of(&part).unwrap();
+                        let part = keeps.then_some(part);
+                        let (dx, own) = projection.backward(&x, &dy, part, Some(dx), Some(3), workspace).unwrap();
+                        [y, dx].into_iter().chain(own).collect::<Vec<_>>()
+                    })
+                };
+                let (found, expected) = (run(None), run(Some(Isa::Portable)));
+                assert_eq!(found.len(), 2 + 2 + usize::from(use_dora));
+                for (idx, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                    assert_eq!(found.kind(), expected.kind());
+                    let [found, expected] = [found, expected].map(|x| x.to_kind(Kind::Double));
+                    // The expanded path rounds to bf16 up to five times on the way, each by 2^-9 of a value of that size.
+                    let error = (&found - &expected).norm().double_value(&[]) / expected.norm().double_value(&[]);
+                    assert!(error < 0.01, "result {idx}, DoRA {use_dora}, dropout {dropout}, kept {keeps}: {error}");
+                }
+            }
+        }
+    }
 }

@@ -8,6 +8,8 @@ mod dense;
 mod kernels;
 mod nf4;
 mod noise;
+mod products;
+pub mod rows;
 
 pub use absmax::{Absmax, DoubleQuantized};
 pub use blockwise::DynamicCode;
@@ -16,6 +18,7 @@ pub use codebook::{NF4_CODE, dynamic_code};
 pub use dense::{can_multiply_dense, multiply_dense};
 pub use kernels::{Isa, Rounding, cuda};
 pub use nf4::{BLOCK, Nf4};
+pub use products::{Backward, Forward};
 
 use crate::diag::Diagnostic;
 use crate::tensor;
@@ -35,6 +38,10 @@ pub enum Error {
     Stored { name: String, message: String },
     #[error("the weights are quantized with {found}, supported is bitsandbytes NF4")]
     Scheme { found: String },
+    #[error("the tensors of a pass over rows of shape {0:?} do not fit together")]
+    Rows(Vec<i64>),
+    #[error("the factors of a product do not fit a weight of shape {0:?}")]
+    Factors([i64; 2]),
     #[error("a buffer of {found} elements cannot take a weight of {expected}")]
     BufferSize { found: usize, expected: usize },
     #[error("GPU {0} was not prepared: its kernels are not loaded")]

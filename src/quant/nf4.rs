@@ -22,7 +22,7 @@ pub struct Nf4 {
     pub absmax: Absmax,
     shape: [i64; 2],
     dtype: Kind,
-    isa: Isa,
+    pub(super) isa: Isa,
     /// Kernels that work on the weight instead of the CPU's loops.
     gpu: Option<OnGpu>,
 }
@@ -145,12 +145,12 @@ impl Nf4 {
         self.packed.numel() + self.absmax.size_bytes()
     }
 
-    fn source(&self) -> Result<Source<'_>> {
+    pub(super) fn source(&self) -> Result<Source<'_>> {
         Ok(Source { packed: as_slice(&self.packed)?, scales: self.absmax.view()? })
     }
 
     /// How the values of a weight are rounded on their way into `out`.
-    fn rounding(&self, out: Kind) -> Rounding {
+    pub(super) fn rounding(&self, out: Kind) -> Rounding {
         match (self.dtype, out) {
             (Kind::Half, _) => Rounding::F16,
             (Kind::BFloat16, Kind::Float) => Rounding::Bf16,

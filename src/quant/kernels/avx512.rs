@@ -78,7 +78,7 @@ fn load_f32(values: &[f32]) -> __m512 {
 /// The values of a block's 16 codes, as [`table`] gives them.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn values(scale: f32, rounding: Rounding) -> __m512 {
+pub(super) fn values(scale: f32, rounding: Rounding) -> __m512 {
     let exact = _mm512_mul_ps(load_f32(&NF4_CODE), _mm512_set1_ps(scale));
     let to_f16 = |values| _mm512_cvtph_ps(_mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(values));
     let to_bf16 = |values| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(round_bf16(values)));
@@ -93,7 +93,7 @@ fn values(scale: f32, rounding: Rounding) -> __m512 {
 /// The bits of finite values rounded to bf16, ties to even, in the low half of each lane.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn round_bf16(values: __m512) -> __m512i {
+pub(super) fn round_bf16(values: __m512) -> __m512i {
     let bits = _mm512_castps_si512(values);
     let is_odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
     let bits = _mm512_add_epi32(bits, _mm512_add_epi32(is_odd, _mm512_set1_epi32(0x7fff)));

@@ -4,6 +4,8 @@
 //! portable one, but for the order of the sums in [`multiply`].
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -11,6 +13,7 @@ mod avx512;
 mod avx512bf16;
 pub mod cuda;
 mod portable;
+pub mod rows;
 
 use half::bf16;
 use rayon::prelude::*;
@@ -93,6 +96,92 @@ pub enum Rounding {
     F16ThenBf16,
 }
 
+/// Which dimension of a weight a product sums over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Over {
+    /// `x W^T`: `x` `[n, columns]` gives `[n, rows]`.
+    Columns,
+    /// `x W`: `x` `[n, rows]` gives `[n, columns]`.
+    Rows,
+}
+
+/// What a row of tokens is multiplied by a weight for: one sum for each element of the result.
+#[derive(Clone, Copy, Debug)]
+pub struct Stream<'a> {
+    /// `[n, summed]`; without it, only the low-rank term is summed.
+    pub x: Option<&'a [bf16]>,
+    /// `[summed]`, multiplies the columns of `x`, rounded to bf16. Only over rows.
+    pub scale: Option<&'a [f32]>,
+    /// Whether the low-rank term is added.
+    pub has_low_rank: bool,
+}
+
+/// The product of two thin matrices, added to that with the weight.
+#[derive(Clone, Copy, Debug)]
+pub struct LowRank<'a> {
+    pub rank: usize,
+    /// `[n, rank]`.
+    pub inner: &'a [bf16],
+    /// Over columns `[rows, rank]`, over rows `[rank, columns]`.
+    pub matrix: &'a [bf16],
+}
+
+/// What becomes of the sums, before they are rounded.
+#[derive(Clone, Copy, Debug)]
+pub enum Finish<'a> {
+    /// Over columns: `first + change second + bias`, `[rows]` each; `second` alone is a result too.
+    Outputs { bias: Option<&'a [f32]>, change: Option<&'a [f32]> },
+    /// Over rows: `before + first + mask second`, `[n, columns]` each.
+    Gradients { before: Option<&'a [bf16]>, mask: Option<&'a [bf16]> },
+}
+
+/// Products of many rows with one weight, whose columns are whole blocks.
+#[derive(Clone, Copy, Debug)]
+pub struct Product<'a> {
+    pub source: Source<'a>,
+    /// To which type the weight is rounded on its way to bf16.
+    pub rounding: Rounding,
+    pub rows: usize,
+    pub columns: usize,
+    pub over: Over,
+    /// Rows of tokens.
+    pub n: usize,
+    /// One or two.
+    pub streams: &'a [Stream<'a>],
+    pub low_rank: Option<LowRank<'a>>,
+    pub finish: Finish<'a>,
+}
+
+impl Product<'_> {
+    /// How wide a row of the factor and of the result is.
+    pub fn widths(&self) -> (usize, usize) {
+        match self.over {
+            Over::Columns => (self.columns, self.rows),
+            Over::Rows => (self.rows, self.columns),
+        }
+    }
+
+    /// Whether everything has the size that it should have, results of so many elements included.
+    pub fn fits(&self, out: usize, scaled: Option<usize>) -> bool {
+        let (summed, width) = self.widths();
+        let (n, is) = (self.n, |values: Option<usize>, expected: usize| values.is_none_or(|len| len == expected));
+        let len = |values: Option<&[bf16]>| values.map(<[bf16]>::len);
+        let size = |values: Option<&[f32]>| values.map(<[f32]>::len);
+        let streams = self.streams.iter().all(|stream| is(len(stream.x), n * summed) && is(size(stream.scale), summed));
+        let low_rank = match &self.low_rank {
+            Some(LowRank { rank, inner, matrix }) => inner.len() == n * rank && matrix.len() == width * rank,
+            None => self.streams.iter().all(|stream| !stream.has_low_rank),
+        };
+        let finish = match self.finish {
+            Finish::Outputs { bias, change } => is(size(bias), width) && is(size(change), width),
+            Finish::Gradients { before, mask } => is(len(before), n * width) && is(len(mask), n * width),
+        };
+        let is_of_columns = matches!(self.finish, Finish::Outputs { .. }) == (self.over == Over::Columns);
+        let results = out == n * width && is(scaled, n * width);
+        matches!(self.streams.len(), 1 | 2) && streams && low_rank && finish && is_of_columns && results
+    }
+}
+
 /// A weight's element that can be quantized.
 pub trait Quantizable: Copy + Send + Sync {
     /// The same value in f32.
@@ -137,7 +226,8 @@ fn table(scale: f32, rounding: Rounding) -> [f32; 16] {
 #[inline(always)]
 fn bf16_bits(value: f32) -> u16 {
     let bits = value.to_bits();
-    ((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) as u16
+    // Finite values do not wrap; a check would keep loops from being made of vector instructions.
+    (bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16) as u16
 }
 
 /// The values of a block's 16 codes in bf16.
@@ -230,6 +320,21 @@ pub fn multiply_bf16(source: &Source<'_>, rounding: Rounding, x: &[bf16], n: usi
     for_each_row(source, &x, n, out, |packed, scales, x, out| {
         avx512bf16::multiply_row(packed, scales, rounding, x, out)
     });
+}
+
+/// Whether [`multiply_many`] is there: where the best instructions are asked for, and AMX is among them.
+pub fn has_tiles(isa: Isa) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return isa == Isa::Avx512Bf16 && amx::is_available();
+    #[cfg(not(target_arch = "x86_64"))]
+    return false;
+}
+
+/// Computes a product, where [`has_tiles`] says that it can and sizes fit ([`Product::fits`]); else nothing. `scaled` takes the
+/// second stream's sums.
+pub fn multiply_many(product: &Product<'_>, out: &mut [bf16], scaled: Option<&mut [bf16]>) {
+    #[cfg(target_arch = "x86_64")]
+    amx::multiply_many(product, out, scaled);
 }
 
 /// Shares out the rows of a weight: calls `multiply_row` with a row's bytes and scales, up to four rows of `x`, and their sums.

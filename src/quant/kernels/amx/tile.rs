@@ -1,0 +1,165 @@
+//! The tile instructions themselves: whether they are there, and one step of a product.
+//!
+//! A step multiplies 32 rows by 32 columns over a run of the summed dimension, in four of the eight tiles; two more hold
+//! either operand. Rust's intrinsics for tiles are not stable, so that the instructions are written out.
+
+use std::arch::asm;
+use std::arch::x86_64::__cpuid_count;
+use std::sync::OnceLock;
+
+/// Rows of a tile, and its columns of f32.
+pub const SIDE: usize = 16;
+
+/// Bytes of a tile.
+pub const TILE_BYTES: usize = 64 * SIDE;
+
+/// Elements of bf16 that a tile's row holds: the part of the summed dimension that one instruction takes.
+pub const DEPTH: usize = 32;
+
+/// Bytes that a step reads of either operand for each [`DEPTH`]: two tiles.
+pub const PAIR_BYTES: usize = 2 * TILE_BYTES;
+
+/// The sums of a step: those of the first 16 rows, 16 columns at a time, then those of the other rows.
+#[repr(C, align(64))]
+#[derive(Clone, Copy)]
+pub struct Sums(pub [[[f32; SIDE]; SIDE]; 4]);
+
+impl Sums {
+    pub const ZERO: Self = Self([[[0.0; SIDE]; SIDE]; 4]);
+}
+
+/// 64 bytes where a vector register or a tile's row finds its place without crossing a cache line.
+#[repr(C, align(64))]
+#[derive(Clone, Copy)]
+pub struct Line(pub [u16; 32]);
+
+impl Line {
+    pub const ZERO: Self = Self([0; 32]);
+}
+
+/// Whether the processor has tiles of bf16 and the vector instructions around them, and the system lets us use them.
+pub fn is_available() -> bool {
+    static AVAILABLE: OnceLock<bool> = OnceLock::new();
+    *AVAILABLE.get_or_init(|| {
+        let has_vectors = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512bf16");
+        // Leaf 7 is there where AVX-512 is. EDX: 22 is AMX-BF16, 24 AMX-TILE.
+        has_vectors && __cpuid_count(7, 0).edx >> 22 & 0b101 == 0b101 && is_permitted()
+    })
+}
+
+/// Asks Linux for the tiles' state, which a process must before its first use of them.
+#[cfg(target_os = "linux")]
+fn is_permitted() -> bool {
+    const ARCH_PRCTL: i64 = 158;
+    const ARCH_REQ_XCOMP_PERM: i64 = 0x1023;
+    const XFEATURE_XTILEDATA: i64 = 18;
+    let mut result = ARCH_PRCTL;
+    // SAFETY: the call changes nothing but what the process may use; a kernel that does not know it says so. The
+    // instruction overwrites `rcx` and `r11` only.
+    unsafe {
+        asm!("syscall", inlateout("rax") result, in("rdi") ARCH_REQ_XCOMP_PERM, in("rsi") XFEATURE_XTILEDATA,
+             lateout("rcx") _, lateout("r11") _, options(nostack));
+    }
+    result == 0
+}
+
+#[cfg(not(target_os = "linux"))]
+fn is_permitted() -> bool {
+    false
+}
+
+/// The tiles of this thread, set up for [`Tiles::step`] as long as it lives.
+pub struct Tiles(());
+
+impl Tiles {
+    /// Sets the tiles up.
+    ///
+    /// # Safety
+    /// [`is_available`] is true.
+    pub unsafe fn new() -> Self {
+        /// Palette 1, all eight tiles of 16 rows of 64 bytes.
+        #[repr(C, align(64))]
+        struct Config {
+            palette: u8,
+            start_row: u8,
+            reserved: [u8; 14],
+            bytes_a_row: [u16; 16],
+            rows: [u8; 16],
+        }
+        let mut config = Config { palette: 1, start_row: 0, reserved: [0; 14], bytes_a_row: [0; 16], rows: [0; 16] };
+        config.bytes_a_row[..8].fill(64);
+        config.rows[..8].fill(SIDE as u8);
+        // SAFETY: the instruction reads 64 bytes, all of `config`, and the processor has it.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly, preserves_flags)) }
+        Self(())
+    }
+
+    /// `sums = a b` over `depth` times [`DEPTH`] elements of the summed dimension, or with `adds` that much more.
+    ///
+    /// Either operand is a run of pairs of tiles, a pair for each [`DEPTH`]. A tile of `a` has 16 rows of 32 elements; one of
+    /// `b` has 16 rows, each with two neighbours of the summed dimension for each of 16 columns.
+    pub fn step(&self, a: &[Line], b: &[Line], depth: usize, adds: bool, sums: &mut Sums) {
+        let lines = depth * PAIR_BYTES / size_of::<Line>();
+        let (a, b) = (&a[..lines], &b[..lines]);
+        if depth == 0 {
+            return;
+        }
+        // SAFETY: the tiles are set up (`self`). Loads stay in `a` and `b`, which have a pair of tiles for each of `depth`
+        // steps (the slices above), and in `sums`, four tiles in one, as do the stores. The compiler uses no tiles.
+        unsafe {
+            if adds {
+                asm!(
+                    "tileloadd tmm0, [{c} + {s}*1]",
+                    "tileloadd tmm1, [{c} + {s}*1 + 1024]",
+                    "tileloadd tmm2, [{c} + {s}*1 + 2048]",
+                    "tileloadd tmm3, [{c} + {s}*1 + 3072]",
+                    c = in(reg) &raw const *sums,
+                    s = in(reg) 64usize,
+                    options(nostack, readonly, preserves_flags)
+                );
+            } else {
+                asm!(
+                    "tilezero tmm0",
+                    "tilezero tmm1",
+                    "tilezero tmm2",
+                    "tilezero tmm3",
+                    options(nostack, nomem, preserves_flags)
+                );
+            }
+            asm!(
+                "2:",
+                "tileloadd tmm6, [{b} + {s}*1]",
+                "tileloadd tmm4, [{a} + {s}*1]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm7, [{b} + {s}*1 + 1024]",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tileloadd tmm5, [{a} + {s}*1 + 1024]",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "add {a}, 2048",
+                "add {b}, 2048",
+                "dec {depth}",
+                "jnz 2b",
+                "tilestored [{c} + {s}*1], tmm0",
+                "tilestored [{c} + {s}*1 + 1024], tmm1",
+                "tilestored [{c} + {s}*1 + 2048], tmm2",
+                "tilestored [{c} + {s}*1 + 3072], tmm3",
+                a = inout(reg) a.as_ptr() => _,
+                b = inout(reg) b.as_ptr() => _,
+                depth = inout(reg) depth => _,
+                c = in(reg) &raw mut *sums,
+                s = in(reg) 64usize,
+                options(nostack));
+        }
+    }
+}
+
+impl Drop for Tiles {
+    fn drop(&mut self) {
+        // SAFETY: the processor has the instruction, as `new` asks; it frees the tiles of this thread.
+        unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) }
+    }
+}

@@ -1,0 +1,229 @@
+//! Passes over rows of bf16 activations between the products: norms, the gated unit, dropout, sums of columns.
+//!
+//! The loops are portable and made a second time for AVX-512; each element is read once and written once, where a chain of
+//! tensor operations goes through memory at every step. Sums and functions are in f32, rounded at the end. Results do not
+//! depend on the number of threads.
+#![allow(unsafe_code)]
+
+use half::bf16;
+use rayon::prelude::*;
+
+use super::bf16_bits;
+
+/// Elements that one task takes.
+const TASK: usize = 1 << 14;
+
+/// Rows whose columns are summed together before the sums are added up.
+const SUM_ROWS: usize = 64;
+
+/// Partial sums along a row.
+const LANES: usize = 16;
+
+/// Makes a function of a loop that is compiled for AVX-512 too, and chosen by the processor.
+macro_rules! for_each_processor {
+    ($(#[$doc:meta])* fn $name:ident($($arg:ident: $kind:ty),* $(,)?) $body:block) => {
+        $(#[$doc])*
+        fn $name($($arg: $kind),*) {
+            #[inline(always)]
+            fn portable($($arg: $kind),*) $body
+            #[cfg(target_arch = "x86_64")]
+            if super::Isa::Avx512.is_available() {
+                #[target_feature(enable = "avx512f,avx512bw,avx512vl,fma")]
+                fn wide($($arg: $kind),*) {
+                    portable($($arg),*)
+                }
+                // SAFETY: the processor has the instructions; AVX-512 comes with FMA.
+                return unsafe { wide($($arg),*) };
+            }
+            portable($($arg),*)
+        }
+    };
+}
+
+/// `w x / sqrt(mean(x^2) + eps)` for each row of `x` `[n, width]`, the quotient rounded before the product.
+pub fn rms_norm(x: &[bf16], weight: &[bf16], eps: f32, out: &mut [bf16]) {
+    let width = weight.len().max(1);
+    let rows = (TASK / width).max(1) * width;
+    x.par_chunks(rows).zip(out.par_chunks_mut(rows)).for_each(|(x, out)| norm_rows(x, weight, eps, out));
+}
+
+/// The gradient of the input of [`rms_norm`] from that of its output, added to `before`.
+pub fn rms_norm_backward(x: &[bf16], weight: &[bf16], eps: f32, grad: &[bf16], before: &[bf16], out: &mut [bf16]) {
+    let width = weight.len().max(1);
+    let rows = (TASK / width).max(1) * width;
+    x.par_chunks(rows)
+        .zip(grad.par_chunks(rows))
+        .zip(before.par_chunks(rows))
+        .zip(out.par_chunks_mut(rows))
+        .for_each(|(((x, grad), before), out)| norm_rows_backward(x, weight, eps, grad, before, out));
+}
+
+/// `silu(gate) up`.
+pub fn gate(gate: &[bf16], up: &[bf16], out: &mut [bf16]) {
+    gate.par_chunks(TASK).zip(up.par_chunks(TASK)).zip(out.par_chunks_mut(TASK)).for_each(|((gate, up), out)| {
+        gate_forward(gate, up, out);
+    });
+}
+
+/// The gradients of `gate` and `up` in [`gate`] from that of its result.
+pub fn gate_backward(gate: &[bf16], up: &[bf16], grad: &[bf16], grad_gate: &mut [bf16], grad_up: &mut [bf16]) {
+    gate.par_chunks(TASK)
+        .zip(up.par_chunks(TASK))
+        .zip(grad.par_chunks(TASK))
+        .zip(grad_gate.par_chunks_mut(TASK).zip(grad_up.par_chunks_mut(TASK)))
+        .for_each(|(((gate, up), grad), (grad_gate, grad_up))| gate_gradients(gate, up, grad, grad_gate, grad_up));
+}
+
+/// `x mask`.
+pub fn multiply_elements(x: &[bf16], mask: &[bf16], out: &mut [bf16]) {
+    x.par_chunks(TASK).zip(mask.par_chunks(TASK)).zip(out.par_chunks_mut(TASK)).for_each(|((x, mask), out)| {
+        elements(x, mask, out);
+    });
+}
+
+/// The sums over the rows of `a b`, both `[n, width]`, for each column: `[width]`.
+pub fn column_sums(a: &[bf16], b: &[bf16], out: &mut [f32]) {
+    let width = out.len().max(1);
+    let rows = SUM_ROWS * width;
+    let parts: Vec<Vec<f32>> = a
+        .par_chunks(rows)
+        .zip(b.par_chunks(rows))
+        .map(|(a, b)| {
+            let mut sums = vec![0f32; width];
+            add_columns(a, b, &mut sums);
+            sums
+        })
+        .collect();
+    out.fill(0.0);
+    for part in parts {
+        out.iter_mut().zip(part).for_each(|(out, part)| *out += part);
+    }
+}
+
+#[inline(always)]
+fn wide(value: bf16) -> f32 {
+    f32::from_bits(u32::from(value.to_bits()) << 16)
+}
+
+/// Rounds as [`bf16_bits`]; a value that is not finite stays so.
+#[inline(always)]
+fn narrow(value: f32) -> bf16 {
+    bf16::from_bits(bf16_bits(value))
+}
+
+/// The sum of a term for each pair of elements.
+#[inline(always)]
+fn sum_of(a: &[bf16], b: &[bf16], term: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let (whole_a, rest_a) = a.as_chunks::<LANES>();
+    let (whole_b, rest_b) = b.as_chunks::<LANES>();
+    for (a, b) in whole_a.iter().zip(whole_b) {
+        for ((sum, a), b) in lanes.iter_mut().zip(a).zip(b) {
+            *sum += term(wide(*a), wide(*b));
+        }
+    }
+    rest_a.iter().zip(rest_b).map(|(a, b)| term(wide(*a), wide(*b))).sum::<f32>() + lanes.iter().sum::<f32>()
+}
+
+/// `e^x` to a few units in the last place, for every `x`; beyond the range of f32 its ends.
+#[inline(always)]
+fn exp(x: f32) -> f32 {
+    // Cody and Waite's reduction: x = n ln 2 + r, |r| <= ln 2 / 2; then the Taylor polynomial of e^r, whose next term is
+    // below 2e-8.
+    const LN_2_HIGH: f32 = 0.693_359_4;
+    const LN_2_LOW: f32 = -2.121_944_4e-4;
+    const MAGIC: f32 = 12_582_912.0;
+    let x = x.clamp(-87.0, 88.0);
+    let shifted = x * std::f32::consts::LOG2_E + MAGIC;
+    let n = shifted - MAGIC;
+    let r = x - n * LN_2_HIGH - n * LN_2_LOW;
+    let mut y = 1.0 / 720.0;
+    for coefficient in [1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        y = y * r + coefficient;
+    }
+    // The lowest bits of `MAGIC + n` are those of `n`.
+    y * f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23))
+}
+
+#[inline(always)]
+fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+for_each_processor! {
+    fn norm_rows(x: &[bf16], weight: &[bf16], eps: f32, out: &mut [bf16]) {
+        let width = weight.len();
+        for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
+            let reciprocal = 1.0 / (sum_of(x, x, |a, b| a * b) / width as f32 + eps).sqrt();
+            for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+                *out = narrow(wide(narrow(wide(*x) * reciprocal)) * wide(*weight));
+            }
+        }
+    }
+}
+
+for_each_processor! {
+    fn norm_rows_backward(
+        x: &[bf16], weight: &[bf16], eps: f32, grad: &[bf16], before: &[bf16], out: &mut [bf16],
+    ) {
+        let width = weight.len();
+        let mut scratch = vec![0f32; width];
+        let rows = x.chunks_exact(width).zip(grad.chunks_exact(width)).zip(before.chunks_exact(width));
+        for (((x, grad), before), out) in rows.zip(out.chunks_exact_mut(width)) {
+            let reciprocal = 1.0 / (sum_of(x, x, |a, b| a * b) / width as f32 + eps).sqrt();
+            // The gradient by the quotient, held in `scratch`: the sum along the row needs it before any is written.
+            for ((scratch, grad), weight) in scratch.iter_mut().zip(grad).zip(weight) {
+                *scratch = wide(*grad) * wide(*weight);
+            }
+            let mut lanes = [0f32; LANES];
+            for (scratch, x) in scratch.chunks(LANES).zip(x.chunks(LANES)) {
+                for ((sum, scratch), x) in lanes.iter_mut().zip(scratch).zip(x) {
+                    *sum += scratch * wide(*x);
+                }
+            }
+            let along = lanes.iter().sum::<f32>() * reciprocal / width as f32;
+            for (((out, scratch), x), before) in out.iter_mut().zip(&scratch).zip(x).zip(before) {
+                *out = narrow(wide(*before) + (scratch - wide(*x) * reciprocal * along) * reciprocal);
+            }
+        }
+    }
+}
+
+for_each_processor! {
+    fn gate_forward(gate: &[bf16], up: &[bf16], out: &mut [bf16]) {
+        for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
+            let gate = wide(*gate);
+            *out = narrow(wide(narrow(gate * sigmoid(gate))) * wide(*up));
+        }
+    }
+}
+
+for_each_processor! {
+    fn gate_gradients(gate: &[bf16], up: &[bf16], grad: &[bf16], grad_gate: &mut [bf16], grad_up: &mut [bf16]) {
+        let outs = grad_gate.iter_mut().zip(grad_up);
+        for (((gate, up), grad), (grad_gate, grad_up)) in gate.iter().zip(up).zip(grad).zip(outs) {
+            let (gate, up, grad) = (wide(*gate), wide(*up), wide(*grad));
+            let open = sigmoid(gate);
+            *grad_up = narrow(gate * open * grad);
+            *grad_gate = narrow(grad * up * open * (1.0 + gate * (1.0 - open)));
+        }
+    }
+}
+
+for_each_processor! {
+    fn elements(x: &[bf16], mask: &[bf16], out: &mut [bf16]) {
+        for ((out, x), mask) in out.iter_mut().zip(x).zip(mask) {
+            *out = narrow(wide(*x) * wide(*mask));
+        }
+    }
+}
+
+for_each_processor! {
+    fn add_columns(a: &[bf16], b: &[bf16], sums: &mut [f32]) {
+        for (a, b) in a.chunks_exact(sums.len()).zip(b.chunks_exact(sums.len())) {
+            for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+                *sum += wide(*a) * wide(*b);
+            }
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! Products of the many rows of a training step with an NF4 weight as it is, and what a layer with an adapter does to them.
+//!
+//! The type [`Nf4`] has its other work in `nf4.rs`; the loops are in `kernels`.
+
+use tch::{Device, Kind, Tensor};
+
+use super::kernels::{self, Finish, LowRank, Over, Product, Stream};
+use super::{Error, Nf4, Result};
+use crate::tensor::{as_slice, as_slice_mut};
+
+/// What [`Nf4::outputs`] computes. All are bf16 but `bias` and `change`.
+#[derive(Clone, Copy, Debug)]
+pub struct Forward<'a> {
+    /// `[n, columns]`.
+    pub x: &'a Tensor,
+    /// `z` `[n, r]` and `B` `[rows, r]`.
+    pub low_rank: Option<(&'a Tensor, &'a Tensor)>,
+    /// `[rows]` f32.
+    pub bias: Option<&'a Tensor>,
+    /// `[rows]` f32, and `d` `[n, columns]`.
+    pub change: Option<(&'a Tensor, &'a Tensor)>,
+}
+
+/// What [`Nf4::gradients`] computes. All are bf16 but `scale`.
+#[derive(Clone, Copy, Debug)]
+pub struct Backward<'a> {
+    /// `[n, rows]`.
+    pub dy: &'a Tensor,
+    /// `[rows]` f32.
+    pub scale: Option<&'a Tensor>,
+    /// `z` `[n, r]` and `A` `[r, columns]`.
+    pub low_rank: Option<(&'a Tensor, &'a Tensor)>,
+    /// `[n, columns]`.
+    pub before: Option<&'a Tensor>,
+    /// `[n, columns]`.
+    pub mask: Option<&'a Tensor>,
+}
+
+impl Nf4 {
+    /// Whether [`Nf4::outputs`] and [`Nf4::gradients`] can be called: AMX is there, the weight is on the CPU, and rows are whole
+    /// blocks.
+    pub fn has_tiles(&self) -> bool {
+        self.can_multiply() && self.device() == Device::Cpu && kernels::has_tiles(self.isa)
+    }
+
+    /// The products of a layer's forward pass over many rows, from the 4 bits as they are, bf16: with `z` the low-rank
+    /// term's inner product, `[n, r]`, and `B` its matrix, `[rows, r]`,
+    ///
+    /// - without `change`, `x W^T + z B^T + bias`;
+    /// - with it, `p = d W^T + z B^T` as the second result, and first `x W^T + z B^T + change p + bias`.
+    ///
+    /// The weight is expanded a piece at a time to the values that [`Nf4::dequantize`] gives; sums are in f32 and rounded
+    /// once. Autograd does not see it.
+    ///
+    /// # Errors
+    /// [`Error::Factors`] when shapes do not fit or [`Nf4::has_tiles`] is false; when a tensor is of another type.
+    pub fn outputs(&self, forward: &Forward<'_>) -> Result<(Tensor, Option<Tensor>)> {
+        let Forward { x, low_rank, bias, change } = *forward;
+        let (x, dropped) = (contiguous(x)?, change.map(|(_, dropped)| contiguous(dropped)).transpose()?);
+        let low_rank = low_rank.map(contiguous_pair).transpose()?;
+        let n = x.size()[0];
+        let stream = |x| -> Result<Stream<'_>> {
+            Ok(Stream { x: Some(as_slice(x)?), scale: None, has_low_rank: low_rank.is_some() })
+        };
+        let mut streams = vec![stream(&x)?];
+        if let Some(dropped) = &dropped {
+            streams.push(stream(dropped)?);
+        }
+        let finish = Finish::Outputs {
+            bias: bias.map(as_slice).transpose()?,
+            change: change.map(|(change, _)| as_slice(change)).transpose()?,
+        };
+        let product = self.product(Over::Columns, n, &streams, low_rank.as_ref(), finish)?;
+        self.run(&product, dropped.is_some())
+    }
+
+    /// The gradient of a layer's input over many rows, as [`Nf4::outputs`]: with `z` the gradient of the low-rank term's
+    /// inner product, `[n, r]`, and `A` its matrix, `[r, columns]`,
+    ///
+    /// - without a mask, `before + (dy scale) W + z A`;
+    /// - with it, `before + dy W + mask ((dy scale) W + z A)`, where without a `scale` there is no second product.
+    ///
+    /// # Errors
+    /// As [`Nf4::outputs`].
+    pub fn gradients(&self, backward: &Backward<'_>) -> Result<Tensor> {
+        let Backward { dy, scale, low_rank, before, mask } = *backward;
+        let dy = contiguous(dy)?;
+        let low_rank = low_rank.map(contiguous_pair).transpose()?;
+        let (before, mask) = (before.map(contiguous).transpose()?, mask.map(contiguous).transpose()?);
+        let (x, scale) = (Some(as_slice(&dy)?), scale.map(as_slice).transpose()?);
+        let has_low_rank = low_rank.is_some();
+        let streams = match &mask {
+            None => vec![Stream { x, scale, has_low_rank }],
+            Some(_) => vec![
+                Stream { x, scale: None, has_low_rank: false },
+                Stream { x: x.filter(|_| scale.is_some()), scale, has_low_rank },
+            ],
+        };
+        let finish = Finish::Gradients {
+            before: before.as_ref().map(as_slice).transpose()?,
+            mask: mask.as_ref().map(as_slice).transpose()?,
+        };
+        let product = self.product(Over::Rows, dy.size()[0], &streams, low_rank.as_ref(), finish)?;
+        Ok(self.run(&product, false)?.0)
+    }
+
+    fn product<'a>(
+        &'a self,
+        over: Over,
+        n: i64,
+        streams: &'a [Stream<'a>],
+        low_rank: Option<&'a (Tensor, Tensor)>,
+        finish: Finish<'a>,
+    ) -> Result<Product<'a>> {
+        let [rows, columns] = self.shape().map(|size| size as usize);
+        let low_rank = match low_rank {
+            Some((inner, matrix)) => {
+                Some(LowRank { rank: inner.size2()?.1 as usize, inner: as_slice(inner)?, matrix: as_slice(matrix)? })
+            }
+            None => None,
+        };
+        // Values are rounded to bf16 in the end, whatever they are before.
+        let rounding = self.rounding(Kind::BFloat16);
+        Ok(Product { source: self.source()?, rounding, rows, columns, over, n: n as usize, streams, low_rank, finish })
+    }
+
+    fn run(&self, product: &Product<'_>, has_scaled: bool) -> Result<(Tensor, Option<Tensor>)> {
+        let width = product.widths().1;
+        let size = product.n * width;
+        if !self.has_tiles() || !product.fits(size, has_scaled.then_some(size)) {
+            return Err(Error::Factors(self.shape()));
+        }
+        let new = || Tensor::f_empty([product.n as i64, width as i64], (Kind::BFloat16, Device::Cpu));
+        let (mut out, mut scaled) = (new()?, if has_scaled { Some(new()?) } else { None });
+        let (first, second) = (as_slice_mut(&mut out)?, scaled.as_mut().map(as_slice_mut).transpose()?);
+        kernels::multiply_many(product, first, second);
+        Ok((out, scaled))
+    }
+}
+
+fn contiguous(tensor: &Tensor) -> Result<Tensor> {
+    Ok(tensor.f_detach()?.f_contiguous()?)
+}
+
+fn contiguous_pair((inner, matrix): (&Tensor, &Tensor)) -> Result<(Tensor, Tensor)> {
+    Ok((contiguous(inner)?, contiguous(matrix)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quant::Isa;
+    use crate::tensor::Rng;
+
+    fn double(x: &Tensor) -> Tensor {
+        x.to_kind(Kind::Double)
+    }
+
+    /// Sums are in f32: an error of a few of its steps of `size`, the sum of what is added up without signs. Then one
+    /// rounding to bf16.
+    fn check(found: &Tensor, exact: &Tensor, size: &Tensor, what: &str) {
+        assert_eq!((found.size(), found.kind()), (exact.size(), Kind::BFloat16), "{what}");
+        let bound = size * 2e-6 + exact.abs() * (2f64.powi(-8) * 1.001);
+        let excess = ((double(found) - exact).abs() - bound).max().double_value(&[]);
+        assert!(excess <= 0.0, "{what}: {excess} over");
+    }
+
+    #[test]
+    fn products_are_those_with_the_expanded_weight() {
+        let mut rng = Rng::named(16, "many");
+        // Narrow and odd shapes, one and several chunks of the summed dimension, rows that fill no tile.
+        for (rows, columns, n, rank) in
+            [(1, 64, 1, 1), (7, 128, 17, 3), (128, 896, 40, 16), (131, 704, 1100, 33), (896, 64, 33, 8)]
+        {
+            for dtype in [Kind::Float, Kind::BFloat16, Kind::Half] {
+                let mut draw = |shape: [i64; 2]| rng.normal(&shape, 1.0).unwrap().to_kind(Kind::BFloat16);
+                let weight = Nf4::quantize(&(draw([rows, columns]) * 0.05)).unwrap().with_dtype(dtype);
+                if !weight.has_tiles() {
+                    assert!(weight.gradients(&plain(&draw([n, rows]))).is_err());
+                    continue;
+                }
+                let w = double(&weight.dequantize(Kind::BFloat16).unwrap());
+                let (x, d, z) = (draw([n, columns]), draw([n, columns]), draw([n, rank]));
+                let (b, a, dy) = (draw([rows, rank]), draw([rank, columns]), draw([n, rows]));
+                let (before, mask) = (draw([n, columns]), draw([n, columns]));
+                let [bias, change] = [draw([1, rows]), draw([1, rows])].map(|x| x.view([rows]).to_kind(Kind::Float));
+                let what = format!("[{rows}, {columns}] x {n}, rank {rank}, {dtype:?}");
+
+                // In f64, of the values and of their sizes.
+                let forward = |of: fn(&Tensor) -> Tensor, x: &Tensor| {
+                    of(x).matmul(&of(&w).transpose(0, 1)) + of(&z).matmul(&of(&b).transpose(0, 1))
+                };
+                let size_of = |x: &Tensor| double(x).abs();
+                let (bias, change) = (&bias, &change);
+                let expected = |of: fn(&Tensor) -> Tensor| forward(of, &x) + of(bias);
+                let request = Forward { x: &x, low_rank: Some((&z, &b)), bias: Some(bias), change: None };
+                let (found, none) = weight.outputs(&request).unwrap();
+                assert!(none.is_none());
+                check(&found, &expected(double), &expected(size_of), &what);
+                let (found, scaled) = weight.outputs(&Forward { change: Some((change, &d)), ..request }).unwrap();
+                let changed = |of: fn(&Tensor) -> Tensor| expected(of) + of(change) * forward(of, &d);
+                check(&found, &changed(double), &changed(size_of), &what);
+                check(&scaled.unwrap(), &forward(double, &d), &forward(size_of, &d), &what);
+
+                let back = |of: fn(&Tensor) -> Tensor, dy: &Tensor| of(dy).matmul(&of(&w));
+                let low = |of: fn(&Tensor) -> Tensor| of(&z).matmul(&of(&a));
+                let scaled_dy = (dy.to_kind(Kind::Float) * change).to_kind(Kind::BFloat16);
+                let request = Backward { low_rank: Some((&z, &a)), ..plain(&dy) };
+                let check_back = |request: Backward<'_>, expected: &dyn Fn(fn(&Tensor) -> Tensor) -> Tensor| {
+                    check(&weight.gradients(&request).unwrap(), &expected(double), &expected(size_of), &what);
+                };
+                check_back(plain(&dy), &|of| back(of, &dy));
+                check_back(Backward { scale: Some(change), ..request }, &|of| back(of, &scaled_dy) + low(of));
+                let masked = Backward { before: Some(&before), mask: Some(&mask), ..request };
+                check_back(masked, &|of| of(&before) + back(of, &dy) + of(&mask) * low(of));
+                check_back(Backward { scale: Some(change), ..masked }, &|of| {
+                    of(&before) + back(of, &dy) + of(&mask) * (back(of, &scaled_dy) + low(of))
+                });
+                assert!(weight.gradients(&Backward { before: Some(&z), ..plain(&dy) }).is_err());
+                assert!(weight.gradients(&plain(&dy.to_kind(Kind::Float))).is_err());
+            }
+        }
+    }
+
+    fn plain(dy: &Tensor) -> Backward<'_> {
+        Backward { dy, scale: None, low_rank: None, before: None, mask: None }
+    }
+
+    #[test]
+    fn products_are_the_same_bytes_on_any_number_of_threads() {
+        let mut rng = Rng::named(17, "threads");
+        let weight = Nf4::quantize(&rng.normal(&[200, 704], 0.05).unwrap()).unwrap();
+        if !weight.has_tiles() {
+            return;
+        }
+        let draws = rng.normal(&[130, 704], 1.0).unwrap().to_kind(Kind::BFloat16);
+        let x = as_slice::<half::bf16>(&draws).unwrap();
+        for over in [Over::Columns, Over::Rows] {
+            let finish = match over {
+                Over::Columns => Finish::Outputs { bias: None, change: None },
+                Over::Rows => Finish::Gradients { before: None, mask: None },
+            };
+            let bytes = |n_threads: usize| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
+                let summed = if over == Over::Columns { 704 } else { 200 };
+                let streams = [Stream { x: Some(&x[..130 * summed]), scale: None, has_low_rank: false }];
+                let product = weight.product(over, 130, &streams, None, finish).unwrap();
+                let mut out = vec![half::bf16::ZERO; 130 * product.widths().1];
+                pool.install(|| kernels::multiply_many(&product, &mut out, None));
+                out.iter().map(|value| value.to_bits()).collect::<Vec<_>>()
+            };
+            let one = bytes(1);
+            assert!(one.iter().any(|&bits| bits != 0) && one == bytes(2) && one == bytes(3), "{over:?}");
+        }
+    }
+
+    #[test]
+    fn tiles_are_left_alone_where_other_instructions_are_asked_for() {
+        let weight = Rng::named(18, "isa").normal(&[5, 64], 1.0).unwrap();
+        assert!(!Nf4::quantize(&weight).unwrap().with_isa(Isa::Portable).has_tiles());
+        assert!(!Nf4::quantize(&weight.narrow(1, 0, 33)).unwrap().has_tiles());
+    }
+}

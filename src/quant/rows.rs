@@ -1,0 +1,175 @@
+//! Passes over bf16 activations on the CPU, each in one go: see the loops in `kernels`.
+//!
+//! Autograd does not see them. [`can_pass`] says whether tensors are such; where they are not, callers use libtorch's
+//! operations.
+
+use tch::{Device, Kind, Tensor};
+
+use super::kernels::rows;
+use super::{Error, Result};
+use crate::tensor::{as_slice, as_slice_mut};
+
+/// Whether the passes here take these tensors: dense bf16 on the CPU that no graph is made for.
+pub fn can_pass(tensors: &[&Tensor]) -> bool {
+    tensors.iter().all(|tensor| {
+        tensor.defined()
+            && tensor.device() == Device::Cpu
+            && tensor.kind() == Kind::BFloat16
+            && tensor.is_contiguous()
+            && !tensor.requires_grad()
+    })
+}
+
+/// `w x / sqrt(mean(x^2) + eps)` over the last dimension.
+///
+/// # Errors
+/// When the tensors are not as [`can_pass`] asks, or do not fit.
+pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    fits(x.size().last() == weight.size().last() && weight.dim() == 1, x)?;
+    let mut out = x.f_empty_like()?;
+    rows::rms_norm(as_slice(x)?, as_slice(weight)?, eps as f32, as_slice_mut(&mut out)?);
+    Ok(out)
+}
+
+/// The gradient of the input of [`rms_norm`] from that of its output, added to `before`.
+///
+/// # Errors
+/// As [`rms_norm`].
+pub fn rms_norm_backward(x: &Tensor, weight: &Tensor, eps: f64, grad: &Tensor, before: &Tensor) -> Result<Tensor> {
+    fits(x.size().last() == weight.size().last() && weight.dim() == 1, x)?;
+    fits(x.size() == grad.size() && x.size() == before.size(), x)?;
+    let mut out = x.f_empty_like()?;
+    let (x, weight, grad, before) = (as_slice(x)?, as_slice(weight)?, as_slice(grad)?, as_slice(before)?);
+    rows::rms_norm_backward(x, weight, eps as f32, grad, before, as_slice_mut(&mut out)?);
+    Ok(out)
+}
+
+/// `silu(gate) up`.
+///
+/// # Errors
+/// As [`rms_norm`].
+pub fn gate(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    fits(gate.size() == up.size(), gate)?;
+    let mut out = gate.f_empty_like()?;
+    rows::gate(as_slice(gate)?, as_slice(up)?, as_slice_mut(&mut out)?);
+    Ok(out)
+}
+
+/// The gradients of `gate` and `up` in [`gate`] from that of its result.
+///
+/// # Errors
+/// As [`rms_norm`].
+pub fn gate_backward(gate: &Tensor, up: &Tensor, grad: &Tensor) -> Result<(Tensor, Tensor)> {
+    fits(gate.size() == up.size() && gate.size() == grad.size(), gate)?;
+    let (mut grad_gate, mut grad_up) = (gate.f_empty_like()?, gate.f_empty_like()?);
+    let (gate, up, grad) = (as_slice(gate)?, as_slice(up)?, as_slice(grad)?);
+    rows::gate_backward(gate, up, grad, as_slice_mut(&mut grad_gate)?, as_slice_mut(&mut grad_up)?);
+    Ok((grad_gate, grad_up))
+}
+
+/// `x mask`, element by element.
+///
+/// # Errors
+/// As [`rms_norm`].
+pub fn multiply_elements(x: &Tensor, mask: &Tensor) -> Result<Tensor> {
+    fits(x.size() == mask.size(), x)?;
+    let mut out = x.f_empty_like()?;
+    rows::multiply_elements(as_slice(x)?, as_slice(mask)?, as_slice_mut(&mut out)?);
+    Ok(out)
+}
+
+/// The sums over the rows of `a b` `[n, width]`, `[width]` f32.
+///
+/// # Errors
+/// As [`rms_norm`].
+pub fn column_sums(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    let (_, width) = a.size2()?;
+    fits(a.size() == b.size(), a)?;
+    let mut out = Tensor::f_empty([width], (Kind::Float, Device::Cpu))?;
+    rows::column_sums(as_slice(a)?, as_slice(b)?, as_slice_mut(&mut out)?);
+    Ok(out)
+}
+
+fn fits(fits: bool, x: &Tensor) -> Result<()> {
+    if fits { Ok(()) } else { Err(Error::Rows(x.size())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::Rng;
+
+    fn draw(rng: &mut Rng, shape: &[i64]) -> Tensor {
+        rng.normal(shape, 1.5).unwrap().to_kind(Kind::BFloat16)
+    }
+
+    fn double(x: &Tensor) -> Tensor {
+        x.to_kind(Kind::Double)
+    }
+
+    /// Within roundings to bf16, of which there are `n`, and the f32 error of what was added up, `size`.
+    fn check(found: &Tensor, exact: &Tensor, size: &Tensor, n: f64) {
+        assert_eq!((found.size(), found.kind()), (exact.size(), Kind::BFloat16));
+        let bound = exact.abs() * (n * 1.01 * 2f64.powi(-8)) + size * 1e-6;
+        let excess = ((double(found) - exact).abs() - bound).max().double_value(&[]);
+        assert!(excess <= 0.0, "{excess} over");
+    }
+
+    #[test]
+    fn norms_and_their_gradients_are_those_of_the_formula() {
+        let mut rng = Rng::named(31, "norm");
+        for (n, width) in [(1, 1), (3, 16), (130, 37), (70, 896)] {
+            let [x, grad, before] = [(); 3].map(|()| draw(&mut rng, &[n, width]));
+            let weight = draw(&mut rng, &[width]);
+            let wide = double(&x).set_requires_grad(true);
+            let exact = double(&weight) * &wide / (wide.square().mean_dim(-1i64, true, Kind::Double) + 1e-6).sqrt();
+            check(&rms_norm(&x, &weight, 1e-6).unwrap(), &exact.detach(), &exact.detach().abs(), 2.0);
+            (exact * double(&grad)).sum(Kind::Double).backward();
+            let through = wide.grad();
+            let rows = double(&x).square().mean_dim(-1i64, true, Kind::Double).sqrt();
+            // The terms of the difference that a gradient is.
+            let size = (double(&grad) * double(&weight)).abs() / rows * (width as f64).sqrt();
+            let found = rms_norm_backward(&x, &weight, 1e-6, &grad, &before).unwrap();
+            check(&found, &(through + double(&before)), &(size * 4.0 + 1.0), 1.0);
+        }
+        assert!(rms_norm(&draw(&mut rng, &[2, 4]), &draw(&mut rng, &[3]), 1e-6).is_err());
+    }
+
+    #[test]
+    fn the_gated_unit_and_its_gradients_are_those_of_the_formula() {
+        let mut rng = Rng::named(32, "gate");
+        let open = draw(&mut rng, &[67, 301]) * 3.0;
+        // Where e^x leaves the range of f32, and where it is exact.
+        for (idx, value) in [-300.0, -88.5, -87.0, 0.0, 88.5, 300.0].into_iter().enumerate() {
+            let _ = open.get(0).get(idx as i64).fill_(value);
+        }
+        let [up, grad] = [(); 2].map(|()| draw(&mut rng, &[67, 301]));
+        let (wide_gate, wide_up) = (double(&open).set_requires_grad(true), double(&up).set_requires_grad(true));
+        let exact = wide_gate.silu() * &wide_up;
+        // Below 1e-34 the exponential is held at its end.
+        let tiny = exact.detach().zeros_like() + 1e-28;
+        check(&gate(&open, &up).unwrap(), &exact.detach(), &tiny, 2.0);
+        (exact * double(&grad)).sum(Kind::Double).backward();
+        let (grad_gate, grad_up) = gate_backward(&open, &up, &grad).unwrap();
+        let size = (double(&grad) * double(&up)).abs() * (double(&open).abs() + 1.0);
+        check(&grad_gate, &wide_gate.grad(), &(size + 1e-28), 1.0);
+        check(&grad_up, &wide_up.grad(), &tiny, 1.0);
+    }
+
+    #[test]
+    fn elements_and_columns_are_multiplied_and_summed() {
+        let mut rng = Rng::named(33, "columns");
+        for (n, width) in [(1, 5), (64, 33), (201, 128)] {
+            let [a, b] = [(); 2].map(|()| draw(&mut rng, &[n, width]));
+            assert_eq!(multiply_elements(&a, &b).unwrap(), &a * &b);
+            let (wide_a, wide_b) = (double(&a), double(&b));
+            let exact = (&wide_a * &wide_b).sum_dim_intlist(0i64, false, Kind::Double);
+            let size = (wide_a * wide_b).abs().sum_dim_intlist(0i64, false, Kind::Double);
+            let found = column_sums(&a, &b).unwrap();
+            let excess = ((double(&found) - exact).abs() - size * 1e-5).max().double_value(&[]);
+            assert!(excess <= 0.0, "{excess} over");
+        }
+        let (a, b) = (draw(&mut rng, &[2, 3]), draw(&mut rng, &[3, 2]));
+        assert!(column_sums(&a, &b).is_err() && !can_pass(&[&a.transpose(0, 1)]) && can_pass(&[&a, &b]));
+    }
+}
