@@ -55,6 +55,8 @@ LD_LIBRARY_PATH=$libtorch/lib ldd "$root/bin/axismapper" | awk '{ print $3 }' | 
 done
 [ -f "$root/lib/libtorch_cpu.so" ] || die "libtorch_cpu.so is not among the libraries of the program"
 
+sed -n "s/^__version__ = '\(.*\)'/\1/p" "$libtorch/version.py" > "$root/lib/libtorch-version" 2>/dev/null || true
+
 export LD_LIBRARY_PATH=
 run() { env -u LIBTORCH -u LD_LIBRARY_PATH "$root/bin/axismapper" "$@"; }
 for shell in bash zsh fish; do run completions $shell > "$root/share/completions/axismapper.$shell"; done

@@ -41,7 +41,7 @@ pub struct Args {
     #[arg(long)]
     offline: bool,
     /// Take N steps of each stage to know its time and memory
-    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "3", value_parser = clap::value_parser!(u64).range(2..=1000))]
+    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "3", require_equals = true, value_parser = clap::value_parser!(u64).range(2..=1000))]
     measure: Option<u64>,
     /// What an hour of the machine costs, in any currency
     #[arg(long, value_name = "PRICE", value_parser = price)]

@@ -156,7 +156,7 @@ fn written(outcome: io::Result<()>) -> Result<(), Failure> {
 }
 
 /// A fault of the program itself is told in a line, with how to report it. `RUST_BACKTRACE` shows more.
-fn install_panic_hook() {
+pub fn install_panic_hook() {
     let wants_more = std::env::var_os("RUST_BACKTRACE").is_some_and(|value| !value.is_empty() && value != "0");
     let default = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {

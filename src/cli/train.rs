@@ -138,7 +138,9 @@ fn train(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> Re
         let _ = reset_peak();
         let outcome = run_stage(&request, console, stop)?;
         if let Some(estimate) = estimate.filter(|estimate| estimate.actual.is_none()) {
-            let actual = Actual { seconds: outcome.training.seconds, peak_bytes: peak_memory() };
+            // On a GPU the memory that counts is not the process's.
+            let peak_bytes = peak_memory().filter(|_| device == Device::Cpu);
+            let actual = Actual { seconds: outcome.training.seconds, peak_bytes };
             console.note(&format!("{}: {}", stage.name, compared(&estimate, &actual)));
             Estimate { actual: Some(actual), ..estimate }.write(&dir)?;
         }

@@ -129,7 +129,7 @@ pub fn check_compute() -> Check {
     };
     let place = loaded_library("libtorch_cpu");
     let shown = place.as_deref().map_or_else(|| "a place unknown".to_owned(), |path| path.display().to_string());
-    let version = place.as_deref().and_then(version_beside).unwrap_or_else(|| "of unknown version".into());
+    let version = place.as_deref().and_then(version_beside).unwrap_or_else(|| "version unknown".into());
     match computed() {
         Ok(54.0) => {
             let n = tch::get_num_threads();
@@ -159,6 +159,10 @@ fn loaded_library(stem: &str) -> Option<PathBuf> {
 
 /// The version that libtorch's folder or the wheel says.
 fn version_beside(library: &Path) -> Option<String> {
+    // A packed release has the version in a file beside the library.
+    if let Ok(text) = fs::read_to_string(library.parent()?.join("libtorch-version")) {
+        return Some(text.trim().to_owned());
+    }
     let home = library.parent()?.parent()?;
     if let Ok(text) = fs::read_to_string(home.join("version.py")) {
         let line = text.lines().find_map(|line| line.strip_prefix("__version__ = "))?;

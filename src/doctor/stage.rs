@@ -188,7 +188,9 @@ pub fn measure(
     let mut rates: Vec<f64> = rows.iter().skip(1).filter_map(|row| row["tokens_per_second"].as_f64()).collect();
     rates.sort_by(f64::total_cmp);
     let tokens_per_second = rates.get(rates.len() / 2).copied().unwrap_or(0.0);
-    Ok(Rate { tokens_per_second, steps: rates.len() as u64, peak_bytes: peak_memory() })
+    // On a GPU the memory that counts is not the process's.
+    let peak_bytes = peak_memory().filter(|_| device == Device::Cpu);
+    Ok(Rate { tokens_per_second, steps: rates.len() as u64, peak_bytes })
 }
 
 /// The longest records for the first micro-batch, and others evenly over all lengths.

@@ -57,3 +57,27 @@ fn stored_predictions_are_evaluated_without_a_model() {
     assert_eq!(report["overall"]["format_compliance"], 0.5);
     assert!(dir.path().join("r/report.json").is_file());
 }
+
+#[test]
+#[ignore = "a_fault_of_the_program_is_told_in_one_line runs it in a process of its own"]
+fn a_fault_of_the_program() {
+    axismapper::cli::install_panic_hook();
+    panic!("made by a test\nwith a second line");
+}
+
+#[test]
+fn a_fault_of_the_program_is_told_in_one_line() {
+    let itself = std::env::current_exe().unwrap();
+    let told = |backtrace: &str| {
+        let args = ["--ignored", "--exact", "cli::a_fault_of_the_program", "--nocapture"];
+        let output = Command::new(&itself).args(args).env("RUST_BACKTRACE", backtrace).output().unwrap();
+        assert!(!output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let plain = told("0");
+    let lines: Vec<&str> = plain.lines().filter(|line| line.contains("fault") || line.contains("hint")).collect();
+    assert!(lines[0].starts_with("error: a fault of axismapper ") && lines[0].contains("made by a test ("), "{plain}");
+    assert!(lines[1].starts_with("  hint: please report this line"), "{plain}");
+    assert!(!plain.contains("stack backtrace") && !plain.contains("second line"), "{plain}");
+    assert!(told("1").contains("stack backtrace"));
+}

@@ -69,7 +69,7 @@ fn a_sound_stage_is_estimated_without_a_network() {
 #[test]
 fn measured_steps_give_time_and_cost_and_the_run_is_held_to_them() {
     let place = Place::new();
-    let args = ["doctor", "sft.yaml", "orpo.yaml", "--measure", "3", "--price-per-hour", "3600", "--json"];
+    let args = ["doctor", "sft.yaml", "orpo.yaml", "--measure=3", "--price-per-hour", "3600", "--json"];
     let output = command(&place, &args).output().unwrap();
     assert!(output.status.success(), "{}", said(&output));
     let found = report(&output);

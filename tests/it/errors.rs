@@ -110,7 +110,7 @@ const REQUESTS: &[&str] = &[
     "demo --device tpu --tiny",
     "demo --tiny --out notes.txt",
     "doctor --price-per-hour much",
-    "doctor none.yaml --measure 1",
+    "doctor none.yaml --measure=1",
     "completions tcl",
     "man --out notes.txt",
 ];
