@@ -103,7 +103,10 @@ pub fn choose(text: &str, console: &Console) -> Result<Device, Error> {
 }
 
 fn with_kernels(search: &Search, opened: Opened) -> Result<Opened, Error> {
-    let cache = env::var_os("AXISMAPPER_CACHE").map(PathBuf::from).or_else(|| CacheArgs::default().dir());
+    let cache = env::var_os("AXISMAPPER_CACHE")
+        .filter(|dir| !dir.is_empty())
+        .map(PathBuf::from)
+        .or_else(|| CacheArgs::default().dir());
     prepare(&opened, &search.compiler_folders(), cache.as_deref())?;
     Ok(opened)
 }
