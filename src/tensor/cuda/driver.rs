@@ -5,6 +5,7 @@ use std::ffi::{CStr, CString, OsStr, c_char, c_int, c_uint, c_void};
 use std::path::Path;
 
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
+use tch::{Device, Kind, Tensor};
 
 use super::{Error, Result, keep};
 
@@ -13,6 +14,13 @@ const NO_DEVICE: c_int = 100;
 
 /// `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR` and `..._MINOR`.
 const CAPABILITY: [c_int; 2] = [75, 76];
+
+/// `CU_MEMHOSTALLOC_PORTABLE`: the memory is pinned for every GPU.
+const PORTABLE: c_uint = 1;
+
+/// `CU_POINTER_ATTRIBUTE_MEMORY_TYPE`, and what it is of memory of the host.
+const MEMORY_TYPE: c_int = 2;
+const MEMORY_OF_HOST: c_uint = 1;
 
 type Status = c_int;
 
@@ -65,6 +73,8 @@ functions! {
         push: c"cuCtxPushCurrent_v2" fn(*mut c_void);
         pop: c"cuCtxPopCurrent_v2" fn(*mut *mut c_void);
         memory: c"cuMemGetInfo_v2" fn(*mut usize, *mut usize);
+        host_alloc: c"cuMemHostAlloc" fn(*mut *mut c_void, usize, c_uint);
+        pointer: c"cuPointerGetAttribute" fn(*mut c_void, c_int, u64);
         load: c"cuModuleLoadData" fn(*mut *mut c_void, *const c_void);
         function: c"cuModuleGetFunction" fn(*mut *mut c_void, *mut c_void, *const c_char);
         launch: c"cuLaunchKernel" fn(*mut c_void, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, *mut c_void, *mut *mut c_void, *mut *mut c_void);
@@ -201,6 +211,39 @@ impl Gpu {
             self.driver.check("cuMemGetInfo", unsafe { (functions.memory)(&raw mut free, &raw mut total) })
         })?;
         Ok((free, total))
+    }
+
+    /// A tensor of zeros in pinned memory of the host, which kernels reach over the bus. The memory stays until the process
+    /// ends, because a tensor's copies may outlive whoever asked for it. (libtorch's own function for this warns at every
+    /// call.)
+    ///
+    /// # Errors
+    /// [`Error::Driver`] when memory is short.
+    pub fn pinned_zeros(&self, n: usize, kind: Kind) -> Result<Tensor> {
+        let size = n * kind.elt_size_in_bytes();
+        let mut memory: *mut c_void = std::ptr::null_mut();
+        self.within(|functions| {
+            // SAFETY: `memory` is a place for a pointer.
+            let status = unsafe { (functions.host_alloc)(&raw mut memory, size.max(1), PORTABLE) };
+            self.driver.check("cuMemHostAlloc", status)
+        })?;
+        // SAFETY: the memory has this size, nobody else knows it yet, and it is never freed.
+        let tensor = unsafe {
+            std::ptr::write_bytes(memory.cast::<u8>(), 0, size);
+            Tensor::f_from_blob(memory.cast(), &[n as i64], &[1], kind, Device::Cpu)
+        };
+        tensor.map_err(|error| Error::Driver { call: "cuMemHostAlloc", fault: error.to_string() })
+    }
+
+    /// Whether memory of the host is pinned.
+    pub fn is_pinned(&self, memory: *mut c_void) -> bool {
+        let mut found: c_uint = 0;
+        let asked = self.within(|functions| {
+            // SAFETY: the attribute is a 32-bit number; the driver looks the address up and does not read there.
+            let status = unsafe { (functions.pointer)((&raw mut found).cast(), MEMORY_TYPE, memory as u64) };
+            self.driver.check("cuPointerGetAttribute", status)
+        });
+        asked.is_ok() && found == MEMORY_OF_HOST
     }
 
     /// Loads compiled kernels, and gives those of these names in their order. They stay loaded.

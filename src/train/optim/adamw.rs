@@ -34,7 +34,7 @@ pub struct AdamW {
 enum Moments {
     /// f32, on the parameter's device.
     Full { m: Tensor, v: Tensor },
-    /// Codes u8 and block scales f32; of a parameter on a GPU there, or, paged, in pinned memory of the host.
+    /// Codes u8 and block scales f32, on the parameter's device; when paged, a GPU's codes are in pinned memory of the host.
     Blockwise { m: Tensor, v: Tensor, m_absmax: Tensor, v_absmax: Tensor, codes: Arc<Codes> },
 }
 
@@ -46,14 +46,18 @@ impl Moments {
             return Ok(Self::Full { m: parameter.f_zeros_like()?, v: parameter.f_zeros_like()? });
         };
         let device = parameter.device();
-        let zeros = |n: usize, kind| match is_paged && device != Device::Cpu {
-            true => Tensor::f_zeros([n as i64], (kind, Device::Cpu))?.f_pin_memory(device),
-            false => Tensor::f_zeros([n as i64], (kind, device)),
+        let zeros = |n: usize, kind| Tensor::f_zeros([n as i64], (kind, device));
+        let kernels = if is_paged { cuda::of(device)? } else { None };
+        let moment = || -> Result<Tensor> {
+            Ok(match &kernels {
+                Some(kernels) => kernels.paged_zeros(n, Kind::Uint8)?,
+                None => zeros(n, Kind::Uint8)?,
+            })
         };
         let n_blocks = n.div_ceil(BLOCK);
         Ok(Self::Blockwise {
-            m: zeros(n, Kind::Uint8)?,
-            v: zeros(n, Kind::Uint8)?,
+            m: moment()?,
+            v: moment()?,
             m_absmax: zeros(n_blocks, Kind::Float)?,
             v_absmax: zeros(n_blocks, Kind::Float)?,
             codes: Arc::clone(codes),

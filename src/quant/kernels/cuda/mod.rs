@@ -144,6 +144,17 @@ impl Kernels {
         }
     }
 
+    /// Zeros in memory of the host that the kernels reach: pinned where they run on a GPU.
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub fn paged_zeros(&self, n: usize, kind: Kind) -> Result<Tensor> {
+        match &self.0 {
+            Backend::Gpu { gpu, .. } => Ok(gpu.pinned_zeros(n, kind).map_err(tensor::Error::from)?),
+            Backend::Host(_) => Ok(Tensor::f_zeros([n as i64], (kind, Device::Cpu))?),
+        }
+    }
+
     /// The memory of a tensor as an argument, when it is what the kernel expects: on the kernels' device, contiguous, of
     /// this type and so many elements.
     fn argument(&self, tensor: &Tensor, kind: Kind, len: usize) -> Result<Argument> {
@@ -152,7 +163,10 @@ impl Kernels {
 
     /// As [`Kernels::argument`], for a tensor that may also be in pinned memory of the host.
     fn pageable(&self, tensor: &Tensor, kind: Kind, len: usize) -> Result<Argument> {
-        let is_pinned = || tensor.device() == Device::Cpu && tensor.f_is_pinned(self.device()).unwrap_or(false);
+        let is_pinned = || match &self.0 {
+            Backend::Gpu { gpu, .. } => tensor.device() == Device::Cpu && gpu.is_pinned(tensor.data_ptr()),
+            Backend::Host(_) => false,
+        };
         self.argument_on(tensor.device() == self.device() || is_pinned(), tensor, kind, len)
     }
 
