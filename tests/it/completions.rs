@@ -52,7 +52,8 @@ fn there_is_a_man_page_for_every_command() {
     for command in cli::definition().get_subcommands() {
         let name = command.get_name();
         n += 1;
-        assert!(whole.contains(&format!("axismapper\\-{name}(1)")), "{name} is not listed");
+        let shown = name.replace('-', "\\-");
+        assert!(whole.contains(&format!("axismapper\\-{shown}(1)")), "{name} is not listed");
         let page = std::fs::read_to_string(out.join(format!("axismapper-{name}.1"))).unwrap();
         assert!(page.contains(".TH"), "{name}: {page}");
         for below in command.get_subcommands() {
