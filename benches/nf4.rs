@@ -1,7 +1,8 @@
-//! NF4 loops by instruction set, on the up projection of Qwen2.5-0.5B (4864 x 896): `cargo bench --bench nf4`.
+//! NF4 loops by instruction set, and the products of a training step, on the up projection of Qwen2.5-0.5B (4864 x 896):
+//! `cargo bench --bench nf4`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use axismapper::quant::{Isa, Nf4};
+use axismapper::quant::{Backward, Forward, Isa, Nf4};
 use axismapper::tensor::Rng;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use tch::Kind;
@@ -39,5 +40,38 @@ fn loops(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, loops);
+/// Products of many rows with the weight as it is (AMX), beside expanding it and multiplying by libtorch.
+fn products(criterion: &mut Criterion) {
+    let mut rng = Rng::named(2, "bench");
+    let source = rng.normal(&[ROWS, COLUMNS], 0.02).unwrap().to_kind(Kind::BFloat16);
+    let weight = Nf4::quantize(&source).unwrap().with_dtype(Kind::BFloat16);
+    let mut wide = weight.dequantize(Kind::BFloat16).unwrap();
+    for n in [128, 360, 720] {
+        let mut group = criterion.benchmark_group(format!("product with {n} rows"));
+        group.sample_size(20).throughput(Throughput::Elements((2 * n * ROWS * COLUMNS) as u64));
+        let mut draw = |width| rng.normal(&[n, width], 1.0).unwrap().to_kind(Kind::BFloat16);
+        let (x, dy) = (draw(COLUMNS), draw(ROWS));
+        let forward = Forward { x: &x, low_rank: None, bias: None, change: None };
+        let backward = Backward { dy: &dy, scale: None, low_rank: None, before: None, mask: None };
+        if weight.has_tiles() {
+            group.bench_function("forward, as it is", |bencher| bencher.iter(|| weight.outputs(&forward).unwrap()));
+            group.bench_function("backward, as it is", |bencher| bencher.iter(|| weight.gradients(&backward).unwrap()));
+        }
+        group.bench_function("forward, expanded", |bencher| {
+            bencher.iter(|| {
+                weight.dequantize_into(&mut wide).unwrap();
+                x.f_linear(&wide, None::<&tch::Tensor>).unwrap()
+            });
+        });
+        group.bench_function("backward, expanded", |bencher| {
+            bencher.iter(|| {
+                weight.dequantize_into(&mut wide).unwrap();
+                dy.f_matmul(&wide).unwrap()
+            });
+        });
+        group.finish();
+    }
+}
+
+criterion_group!(benches, loops, products);
 criterion_main!(benches);
