@@ -10,18 +10,13 @@ use crate::config::{Dtype, EvalStrategy, Optim, StageConfig};
 use crate::fsio;
 use crate::model::{Config, count_parameters, estimate_bytes};
 use crate::pipeline::{Preview, adapter_settings};
+use crate::train::{CHUNK_ROWS, KEEP_BYTES};
 
 /// The name of the file in a stage's folder.
 const FILE: &str = "estimate.json";
 
 /// Program, libtorch and what allocators hold, seen on Linux with libtorch 2.11.
 const PROGRAM_BYTES: u64 = 300_000_000;
-
-/// What training keeps of all blocks beyond their inputs (`train::step`).
-const KEEP_BYTES: u64 = 256 << 20;
-
-/// Rows of logits that exist at one time (`train::head`).
-const HEAD_ROWS: u64 = 256;
 
 /// Evaluating a token costs about a third of training on it: one pass of three.
 const EVALUATION_SHARE: f64 = 1.0 / 3.0;
@@ -123,12 +118,13 @@ pub fn footprint(
     };
     let trained = n_trained * (value_bytes + 4) + (n_trained as f64 * state_bytes) as u64;
     let per_token = 6 * hidden + 3 * inner;
-    let kept = layers * largest_batch * hidden * width + KEEP_BYTES.min(layers * largest_batch * per_token * width);
+    let kept =
+        layers * largest_batch * hidden * width + (KEEP_BYTES as u64).min(layers * largest_batch * per_token * width);
     let largest_layer = shape.projections().iter().map(|(_, [n, m], _)| size(n * m)).max().unwrap_or(0);
     let scores = size(shape.num_attention_heads) * longest * longest * 4;
     let block = largest_layer * width + 2 * largest_batch * per_token * width + 2 * scores;
     // Logits in the model's type and in 32 bits.
-    let head = HEAD_ROWS.min(largest_batch) * size(shape.vocab_size) * (width + 4);
+    let head = (CHUNK_ROWS as u64).min(largest_batch) * size(shape.vocab_size) * (width + 4);
     Ok(Footprint { weights, trained, kept, block, head, program: PROGRAM_BYTES })
 }
 
@@ -321,8 +317,8 @@ mod tests {
         let half = qwen(896, 4864, 24, 14, 2, true);
         let seven = qwen(3584, 18_944, 28, 28, 4, false);
         for (shape, stage, largest, longest, measured) in [
-            (&half, stage("use_dora: false", "adamw_torch"), 400, 120, 1.24),
-            (&half, stage("use_dora: true", "adamw_torch"), 400, 120, 1.29),
+            (&half, stage("use_dora: false", "adamw_torch"), 400, 120, 1.27),
+            (&half, stage("use_dora: true", "adamw_torch"), 400, 120, 1.27),
             (&seven, stage("use_dora: true", "adamw_torch"), 128, 128, 7.05),
         ] {
             let found = footprint(shape, &stage, largest, longest).unwrap().total() as f64 / 1e9;

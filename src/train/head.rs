@@ -9,7 +9,7 @@ use crate::model::Qwen2;
 use crate::quant::cuda;
 
 /// Rows whose logits exist at one time.
-const CHUNK_ROWS: i64 = 128;
+pub const CHUNK_ROWS: i64 = 128;
 
 /// Scored rows with the gradient of `-sum(weight * logp)`.
 #[derive(Debug)]

@@ -119,7 +119,7 @@ pub enum Weigh<'a> {
 
 /// Memory for what is kept of all blocks beyond their inputs. It saves a third of the matrix products of a step; the
 /// result is the same with less.
-const KEEP_BYTES: usize = 256 << 20;
+pub const KEEP_BYTES: usize = 256 << 20;
 
 /// What the forward pass leaves of a block.
 enum Saved {
