@@ -39,18 +39,9 @@ pub fn dequantize_bf16(packed: &[u8], scales: &[f32], rounding: Rounding, out: &
     });
 }
 
-/// One row of the weight times up to four rows of `x`, each reordered by nibble in lanes of 8.
-pub fn multiply_row(packed: &[u8], scales: &[f32], rounding: Rounding, x: &[f32], out: &mut [f32]) {
-    // SAFETY: the caller chose these instructions because the processor has them (`Isa::is_available`).
-    unsafe {
-        match out {
-            [a] => [*a] = dot::<1>(packed, scales, rounding, x),
-            [a, b] => [*a, *b] = dot::<2>(packed, scales, rounding, x),
-            [a, b, c] => [*a, *b, *c] = dot::<3>(packed, scales, rounding, x),
-            [a, b, c, d] => [*a, *b, *c, *d] = dot::<4>(packed, scales, rounding, x),
-            _ => {}
-        }
-    }
+multiply_row_by_dot! {
+    /// One row of the weight times up to four rows of `x`, each reordered by nibble in lanes of 8.
+    f32
 }
 
 /// The values of a block's 16 codes, codes 0 to 7 and 8 to 15.

@@ -39,18 +39,9 @@ pub fn dequantize_bf16(packed: &[u8], scales: &[f32], rounding: Rounding, out: &
     });
 }
 
-/// One row of the weight times up to four rows of `x`, each reordered by nibble in lanes of 16.
-pub fn multiply_row(packed: &[u8], scales: &[f32], rounding: Rounding, x: &[f32], out: &mut [f32]) {
-    // SAFETY: the caller chose these instructions because the processor has them (`Isa::is_available`).
-    unsafe {
-        match out {
-            [a] => [*a] = dot::<1>(packed, scales, rounding, x),
-            [a, b] => [*a, *b] = dot::<2>(packed, scales, rounding, x),
-            [a, b, c] => [*a, *b, *c] = dot::<3>(packed, scales, rounding, x),
-            [a, b, c, d] => [*a, *b, *c, *d] = dot::<4>(packed, scales, rounding, x),
-            _ => {}
-        }
-    }
+multiply_row_by_dot! {
+    /// One row of the weight times up to four rows of `x`, each reordered by nibble in lanes of 16.
+    f32
 }
 
 /// One row of a bf16 matrix times one row of `x`.
@@ -61,7 +52,7 @@ pub fn dot_dense(row: &[bf16], x: &[f32]) -> f32 {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn load16(bytes: &[u8]) -> __m512i {
+pub fn load16(bytes: &[u8]) -> __m512i {
     let bytes = &bytes[..16];
     // SAFETY: 16 bytes are there; the load needs no alignment.
     _mm512_cvtepu8_epi32(unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) })
@@ -69,31 +60,55 @@ fn load16(bytes: &[u8]) -> __m512i {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn load_f32(values: &[f32]) -> __m512 {
+pub fn load_f32(values: &[f32]) -> __m512 {
     let values = &values[..16];
     // SAFETY: 16 values are there; the load needs no alignment.
     unsafe { _mm512_loadu_ps(values.as_ptr()) }
 }
 
+/// The products of a block's scale and the 16 codes, rounded to f16 where that is asked for, not yet to bf16.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+pub fn scaled(scale: f32, rounding: Rounding) -> __m512 {
+    let exact = _mm512_mul_ps(load_f32(&NF4_CODE), _mm512_set1_ps(scale));
+    match rounding {
+        Rounding::None | Rounding::Bf16 => exact,
+        Rounding::F16 | Rounding::F16ThenBf16 => _mm512_cvtph_ps(_mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(exact)),
+    }
+}
+
 /// The values of a block's 16 codes, as [`table`] gives them.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-pub(super) fn values(scale: f32, rounding: Rounding) -> __m512 {
-    let exact = _mm512_mul_ps(load_f32(&NF4_CODE), _mm512_set1_ps(scale));
-    let to_f16 = |values| _mm512_cvtph_ps(_mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(values));
-    let to_bf16 = |values| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(round_bf16(values)));
+fn values(scale: f32, rounding: Rounding) -> __m512 {
+    let scaled = scaled(scale, rounding);
     match rounding {
-        Rounding::None => exact,
-        Rounding::Bf16 => to_bf16(exact),
-        Rounding::F16 => to_f16(exact),
-        Rounding::F16ThenBf16 => to_bf16(to_f16(exact)),
+        Rounding::None | Rounding::F16 => scaled,
+        Rounding::Bf16 | Rounding::F16ThenBf16 => _mm512_castsi512_ps(_mm512_slli_epi32::<16>(round_bf16(scaled))),
     }
+}
+
+/// The values of a block's 16 codes in bf16, as [`table_bf16`] gives them.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+pub fn values_bf16(scale: f32, rounding: Rounding) -> __m256i {
+    _mm512_cvtepi32_epi16(round_bf16(scaled(scale, rounding)))
+}
+
+/// The values of 32 codes, two in each of 16 bytes, the high nibble first. `twice` has the 16 values twice, as five bits of an
+/// index count and the fifth belongs to the other nibble.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+pub fn look_up_bf16(bytes: &[u8], twice: __m512i) -> __m512i {
+    let bytes = load16(bytes);
+    let nibbles = _mm512_or_si512(_mm512_srli_epi32::<4>(bytes), _mm512_slli_epi32::<16>(bytes));
+    _mm512_permutexvar_epi16(nibbles, twice)
 }
 
 /// The bits of finite values rounded to bf16, ties to even, in the low half of each lane.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-pub(super) fn round_bf16(values: __m512) -> __m512i {
+fn round_bf16(values: __m512) -> __m512i {
     let bits = _mm512_castps_si512(values);
     let is_odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
     let bits = _mm512_add_epi32(bits, _mm512_add_epi32(is_odd, _mm512_set1_epi32(0x7fff)));
@@ -124,13 +139,10 @@ fn expand_f32(packed: &[u8], scales: &[f32], rounding: Rounding, out: &mut [f32]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 fn expand_bf16(packed: &[u8], scales: &[f32], rounding: Rounding, out: &mut [bf16]) {
     for ((out, packed), &scale) in out.chunks_exact_mut(BLOCK).zip(packed.chunks_exact(BLOCK / 2)).zip(scales) {
-        // Twice, as five bits of an index count and the fifth belongs to the other nibble.
-        let values = _mm512_broadcast_i64x4(_mm512_cvtepi32_epi16(round_bf16(values(scale, rounding))));
+        let values = _mm512_broadcast_i64x4(values_bf16(scale, rounding));
         for (out, bytes) in out.chunks_exact_mut(32).zip(packed.chunks_exact(16)) {
-            let bytes = load16(bytes);
-            let nibbles = _mm512_or_si512(_mm512_srli_epi32::<4>(bytes), _mm512_slli_epi32::<16>(bytes));
             // SAFETY: `out` has 32 elements of two bytes; the store needs no alignment.
-            unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), _mm512_permutexvar_epi16(nibbles, values)) }
+            unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), look_up_bf16(bytes, values)) }
         }
     }
 }
@@ -192,6 +204,6 @@ fn dense(row: &[bf16], x: &[f32]) -> f32 {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn total([a, b, c, d]: [__m512; 4]) -> f32 {
+pub fn total([a, b, c, d]: [__m512; 4]) -> f32 {
     _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d)))
 }

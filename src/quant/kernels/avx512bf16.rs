@@ -7,39 +7,23 @@ use std::arch::x86_64::*;
 use half::bf16;
 
 use super::Rounding;
-use crate::quant::codebook::NF4_CODE;
+use super::avx512::{scaled, total};
 use crate::quant::nf4::BLOCK;
+
+/// Values of each nibble that are looked up at a time.
+pub const LANES: usize = 32;
 
 /// How far ahead of their use weights are asked for: some 4 KiB hide the memory's latency.
 const AHEAD: usize = 4096;
 
-/// Reorders every block of 64 values into the 32 of the high nibbles, then the 32 of the low ones.
-pub fn by_nibble(x: &[bf16]) -> Vec<bf16> {
-    let mut out = Vec::with_capacity(x.len());
-    for block in x.chunks(BLOCK) {
-        out.extend(block.iter().step_by(2));
-        out.extend(block.iter().skip(1).step_by(2));
-    }
-    out
-}
-
-/// One row of an NF4 weight times up to four rows of `x`, each reordered by [`by_nibble`]. `rounding` ends in bf16.
-pub fn multiply_row(packed: &[u8], scales: &[f32], rounding: Rounding, x: &[bf16], out: &mut [f32]) {
-    // SAFETY: the caller chose these instructions because the processor has them (`has_bf16_products`).
-    unsafe {
-        match out {
-            [a] => [*a] = dot::<1>(packed, scales, rounding, x),
-            [a, b] => [*a, *b] = dot::<2>(packed, scales, rounding, x),
-            [a, b, c] => [*a, *b, *c] = dot::<3>(packed, scales, rounding, x),
-            [a, b, c, d] => [*a, *b, *c, *d] = dot::<4>(packed, scales, rounding, x),
-            _ => {}
-        }
-    }
+multiply_row_by_dot! {
+    /// One row of the weight times up to four rows of `x`, each reordered by nibble in [`LANES`]. `rounding` ends in bf16.
+    bf16
 }
 
 /// One row of a bf16 matrix times one row of `x`.
 pub fn dot_dense(row: &[bf16], x: &[bf16]) -> f32 {
-    // SAFETY: the caller chose these instructions because the processor has them (`has_bf16_products`).
+    // SAFETY: the caller chose these instructions because the processor has them (`Isa::is_available`).
     unsafe { dense(row, x) }
 }
 
@@ -47,15 +31,8 @@ pub fn dot_dense(row: &[bf16], x: &[bf16]) -> f32 {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 fn values(scale: f32, rounding: Rounding) -> __m512i {
-    // SAFETY: 16 values are there; the load needs no alignment.
-    let code = unsafe { _mm512_loadu_ps(NF4_CODE.as_ptr()) };
-    let exact = _mm512_mul_ps(code, _mm512_set1_ps(scale));
-    let exact = match rounding {
-        Rounding::F16 | Rounding::F16ThenBf16 => _mm512_cvtph_ps(_mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(exact)),
-        Rounding::None | Rounding::Bf16 => exact,
-    };
     // SAFETY: both types are 32 bytes without a rule on their bits.
-    let halves: __m256i = unsafe { std::mem::transmute(_mm512_cvtneps_pbh(exact)) };
+    let halves: __m256i = unsafe { std::mem::transmute(_mm512_cvtneps_pbh(scaled(scale, rounding))) };
     _mm512_broadcast_i64x4(halves)
 }
 
@@ -125,10 +102,4 @@ fn dense(row: &[bf16], x: &[bf16]) -> f32 {
     }
     let rest = row[n_whole..].iter().zip(&x[n_whole..]).map(|(weight, x)| weight.to_f32() * x.to_f32()).sum::<f32>();
     total(sums) + rest
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn total([a, b, c, d]: [__m512; 4]) -> f32 {
-    _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d)))
 }

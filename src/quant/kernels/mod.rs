@@ -3,6 +3,26 @@
 //! Work is shared out over the cores here; the loops themselves handle one task's blocks. Every loop gives the bytes of the
 //! portable one, but for the order of the sums in [`multiply`].
 
+/// Makes a module's `multiply_row` of its `dot`, which knows the number of rows when it is compiled.
+#[cfg(target_arch = "x86_64")]
+macro_rules! multiply_row_by_dot {
+    ($(#[$doc:meta])* $element:ty) => {
+        $(#[$doc])*
+        pub fn multiply_row(packed: &[u8], scales: &[f32], rounding: Rounding, x: &[$element], out: &mut [f32]) {
+            // SAFETY: the caller chose these instructions because the processor has them (`Isa::is_available`).
+            unsafe {
+                match out {
+                    [a] => [*a] = dot::<1>(packed, scales, rounding, x),
+                    [a, b] => [*a, *b] = dot::<2>(packed, scales, rounding, x),
+                    [a, b, c] => [*a, *b, *c] = dot::<3>(packed, scales, rounding, x),
+                    [a, b, c, d] => [*a, *b, *c, *d] = dot::<4>(packed, scales, rounding, x),
+                    _ => {}
+                }
+            }
+        }
+    };
+}
+
 #[cfg(target_arch = "x86_64")]
 mod amx;
 #[cfg(target_arch = "x86_64")]
@@ -316,7 +336,7 @@ pub fn multiply_bf16(source: &Source<'_>, rounding: Rounding, x: &[bf16], n: usi
     if n == 0 || out.is_empty() {
         return;
     }
-    let x = avx512bf16::by_nibble(x);
+    let x = by_nibble(x, avx512bf16::LANES);
     for_each_row(source, &x, n, out, |packed, scales, x, out| {
         avx512bf16::multiply_row(packed, scales, rounding, x, out)
     });
@@ -402,7 +422,7 @@ fn for_each_dense_row<T: Sync>(
 }
 
 /// Reorders every `2 * lanes` values into those of the high nibbles, then those of the low ones.
-fn by_nibble(x: &[f32], lanes: usize) -> Vec<f32> {
+fn by_nibble<T: Copy>(x: &[T], lanes: usize) -> Vec<T> {
     let mut out = Vec::with_capacity(x.len());
     for part in x.chunks(2 * lanes) {
         out.extend(part.iter().step_by(2));

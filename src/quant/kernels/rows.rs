@@ -8,7 +8,7 @@
 use half::bf16;
 use rayon::prelude::*;
 
-use super::bf16_bits;
+use super::{Quantizable as _, bf16_bits};
 
 /// Elements that one task takes.
 const TASK: usize = 1 << 14;
@@ -100,11 +100,6 @@ pub fn column_sums(a: &[bf16], b: &[bf16], out: &mut [f32]) {
     }
 }
 
-#[inline(always)]
-fn wide(value: bf16) -> f32 {
-    f32::from_bits(u32::from(value.to_bits()) << 16)
-}
-
 /// Rounds as [`bf16_bits`]; a value that is not finite stays so.
 #[inline(always)]
 fn narrow(value: f32) -> bf16 {
@@ -119,10 +114,10 @@ fn sum_of(a: &[bf16], b: &[bf16], term: impl Fn(f32, f32) -> f32) -> f32 {
     let (whole_b, rest_b) = b.as_chunks::<LANES>();
     for (a, b) in whole_a.iter().zip(whole_b) {
         for ((sum, a), b) in lanes.iter_mut().zip(a).zip(b) {
-            *sum += term(wide(*a), wide(*b));
+            *sum += term(a.widen(), b.widen());
         }
     }
-    rest_a.iter().zip(rest_b).map(|(a, b)| term(wide(*a), wide(*b))).sum::<f32>() + lanes.iter().sum::<f32>()
+    rest_a.iter().zip(rest_b).map(|(a, b)| term(a.widen(), b.widen())).sum::<f32>() + lanes.iter().sum::<f32>()
 }
 
 /// `e^x` to a few units in the last place, for every `x`; beyond the range of f32 its ends.
@@ -156,7 +151,7 @@ for_each_processor! {
         for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
             let reciprocal = 1.0 / (sum_of(x, x, |a, b| a * b) / width as f32 + eps).sqrt();
             for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
-                *out = narrow(wide(narrow(wide(*x) * reciprocal)) * wide(*weight));
+                *out = narrow(narrow(x.widen() * reciprocal).widen() * weight.widen());
             }
         }
     }
@@ -173,17 +168,17 @@ for_each_processor! {
             let reciprocal = 1.0 / (sum_of(x, x, |a, b| a * b) / width as f32 + eps).sqrt();
             // The gradient by the quotient, held in `scratch`: the sum along the row needs it before any is written.
             for ((scratch, grad), weight) in scratch.iter_mut().zip(grad).zip(weight) {
-                *scratch = wide(*grad) * wide(*weight);
+                *scratch = grad.widen() * weight.widen();
             }
             let mut lanes = [0f32; LANES];
             for (scratch, x) in scratch.chunks(LANES).zip(x.chunks(LANES)) {
                 for ((sum, scratch), x) in lanes.iter_mut().zip(scratch).zip(x) {
-                    *sum += scratch * wide(*x);
+                    *sum += scratch * x.widen();
                 }
             }
             let along = lanes.iter().sum::<f32>() * reciprocal / width as f32;
             for (((out, scratch), x), before) in out.iter_mut().zip(&scratch).zip(x).zip(before) {
-                *out = narrow(wide(*before) + (scratch - wide(*x) * reciprocal * along) * reciprocal);
+                *out = narrow(before.widen() + (scratch - x.widen() * reciprocal * along) * reciprocal);
             }
         }
     }
@@ -192,8 +187,8 @@ for_each_processor! {
 for_each_processor! {
     fn gate_forward(gate: &[bf16], up: &[bf16], out: &mut [bf16]) {
         for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
-            let gate = wide(*gate);
-            *out = narrow(wide(narrow(gate * sigmoid(gate))) * wide(*up));
+            let gate = gate.widen();
+            *out = narrow(narrow(gate * sigmoid(gate)).widen() * up.widen());
         }
     }
 }
@@ -202,7 +197,7 @@ for_each_processor! {
     fn gate_gradients(gate: &[bf16], up: &[bf16], grad: &[bf16], grad_gate: &mut [bf16], grad_up: &mut [bf16]) {
         let outs = grad_gate.iter_mut().zip(grad_up);
         for (((gate, up), grad), (grad_gate, grad_up)) in gate.iter().zip(up).zip(grad).zip(outs) {
-            let (gate, up, grad) = (wide(*gate), wide(*up), wide(*grad));
+            let (gate, up, grad) = (gate.widen(), up.widen(), grad.widen());
             let open = sigmoid(gate);
             *grad_up = narrow(gate * open * grad);
             *grad_gate = narrow(grad * up * open * (1.0 + gate * (1.0 - open)));
@@ -213,7 +208,7 @@ for_each_processor! {
 for_each_processor! {
     fn elements(x: &[bf16], mask: &[bf16], out: &mut [bf16]) {
         for ((out, x), mask) in out.iter_mut().zip(x).zip(mask) {
-            *out = narrow(wide(*x) * wide(*mask));
+            *out = narrow(x.widen() * mask.widen());
         }
     }
 }
@@ -222,7 +217,7 @@ for_each_processor! {
     fn add_columns(a: &[bf16], b: &[bf16], sums: &mut [f32]) {
         for (a, b) in a.chunks_exact(sums.len()).zip(b.chunks_exact(sums.len())) {
             for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
-                *sum += wide(*a) * wide(*b);
+                *sum += a.widen() * b.widen();
             }
         }
     }

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use half::bf16;
 
-use super::super::avx512::{round_bf16, values};
+use super::super::avx512::{load_f32, load16, look_up_bf16, values_bf16};
 use super::super::{Rounding, Source};
 use super::tile::{DEPTH, Line, SIDE, Sums};
 use crate::quant::nf4::BLOCK;
@@ -159,13 +159,10 @@ pub fn expand_rows(
             source.scales.fill(block, scales);
             let packed = &source.packed[block * BLOCK / 2..][..n_blocks * BLOCK / 2];
             for (idx_block, (packed, &scale)) in packed.chunks_exact(BLOCK / 2).zip(&*scales).enumerate() {
-                // Twice, as five bits of an index count and the fifth belongs to the other nibble.
-                let table = _mm512_broadcast_i64x4(_mm512_cvtepi32_epi16(round_bf16(values(scale, rounding))));
+                let table = _mm512_broadcast_i64x4(values_bf16(scale, rounding));
                 for (half, bytes) in packed.chunks_exact(SIDE).enumerate() {
-                    let bytes = load_bytes(bytes);
-                    let nibbles = _mm512_or_si512(_mm512_srli_epi32::<4>(bytes), _mm512_slli_epi32::<16>(bytes));
                     let line = &mut out[(2 * idx_block + half) * PAIR_LINES + idx];
-                    store(_mm512_permutexvar_epi16(nibbles, table), &mut line.0);
+                    store(look_up_bf16(bytes, table), &mut line.0);
                 }
             }
         }
@@ -189,7 +186,7 @@ pub fn expand_columns(
     let table_of = |row: usize| {
         let mut scale = [0f32];
         source.scales.fill(row * blocks_a_row + block, &mut scale);
-        _mm512_cvtepi32_epi16(round_bf16(values(scale[0], rounding)))
+        values_bf16(scale[0], rounding)
     };
     let bytes_of = |row: usize| &source.packed[(row * blocks_a_row + block) * BLOCK / 2..][..BLOCK / 2];
     // The second row's values are the upper half of the table: bit 4 of an index.
@@ -209,7 +206,7 @@ pub fn expand_columns(
         let table = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(table_of(row)), other);
         let bytes = [bytes_of(row), bytes_of(if has_other { row + 1 } else { row })];
         for (half, out) in [&mut *left, &mut *right].into_iter().enumerate() {
-            let [a, b] = bytes.map(|bytes| load_bytes(&bytes[half * SIDE..][..SIDE]));
+            let [a, b] = bytes.map(|bytes| load16(&bytes[half * SIDE..][..SIDE]));
             let even = _mm512_or_si512(_mm512_or_si512(_mm512_srli_epi32::<4>(a), _mm512_slli_epi32::<12>(b)), second);
             let odd = _mm512_or_si512(_mm512_or_si512(_mm512_and_si512(a, low), _mm512_slli_epi32::<16>(b)), second);
             store(_mm512_permutexvar_epi16(even, table), &mut out[at].0);
@@ -226,7 +223,7 @@ pub fn round_transposed(sums: &Sums, bias: Option<[f32; DEPTH]>, out: &mut [Line
     for (half, out) in out.chunks_exact_mut(SIDE).enumerate() {
         let rows = std::array::from_fn(|pair| {
             let tile = &sums.0[half + 2 * (pair / 8)];
-            let [a, b] = [2 * (pair % 8), 2 * (pair % 8) + 1].map(|row| load_sums(&tile[row]));
+            let [a, b] = [2 * (pair % 8), 2 * (pair % 8) + 1].map(|row| load_f32(&tile[row]));
             let (a, b) = (
                 _mm512_add_ps(a, _mm512_set1_ps(bias[2 * pair])),
                 _mm512_add_ps(b, _mm512_set1_ps(bias[2 * pair + 1])),
@@ -250,7 +247,7 @@ pub fn round_interleaved(
 ) {
     for (row, out) in out.iter_mut().enumerate() {
         let (half, idx) = (row / SIDE, row % SIDE);
-        let of = |sums: &Sums| [load_sums(&sums.0[2 * half][idx]), load_sums(&sums.0[2 * half + 1][idx])];
+        let of = |sums: &Sums| [load_f32(&sums.0[2 * half][idx]), load_f32(&sums.0[2 * half + 1][idx])];
         let [mut even, mut odd] = of(sums);
         if let Some((sums, mask)) = masked {
             let ([more_even, more_odd], [mask_even, mask_odd]) = (of(sums), mask.even_and_odd(row));
@@ -264,13 +261,6 @@ pub fn round_interleaved(
         }
         store(interleave(even, odd), &mut out.0);
     }
-}
-
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn load_sums(row: &[f32; SIDE]) -> __m512 {
-    // SAFETY: 16 values are there; the load needs no alignment.
-    unsafe { _mm512_loadu_ps(row.as_ptr()) }
 }
 
 /// Two rows rounded to bf16, ties to even, element by element in turn.
@@ -310,14 +300,6 @@ fn transpose(rows: [__m512i; SIDE]) -> [__m512i; SIDE] {
         out[12 + column] = _mm512_shuffle_i32x4::<0xDD>(last[0], last[1]);
     }
     out
-}
-
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn load_bytes(bytes: &[u8]) -> __m512i {
-    let bytes = &bytes[..SIDE];
-    // SAFETY: 16 bytes are there; the load needs no alignment.
-    _mm512_cvtepu8_epi32(unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) })
 }
 
 #[inline]
