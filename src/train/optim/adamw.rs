@@ -24,8 +24,8 @@ pub struct AdamW {
     pub step: u64,
     moments: Vec<Moments>,
     decays: Vec<bool>,
-    /// What the kernel for 8-bit moments reads, on the device of the parameters.
-    gpu_codes: Option<[Tensor; 4]>,
+    /// The kernels for 8-bit moments on a GPU, and the codes that they read there.
+    gpu: Option<(Arc<Kernels>, [Tensor; 4])>,
     weight_decay: f64,
 }
 
@@ -39,17 +39,16 @@ enum Moments {
 }
 
 impl Moments {
-    /// Zeros, in 8 bits when there are codes for them and the parameter is not small.
-    fn new(parameter: &Tensor, codes: Option<&Arc<Codes>>, is_paged: bool) -> Result<Self> {
+    /// Zeros, in 8 bits when there are codes for them and the parameter is not small; in paged memory where `pages` makes it.
+    fn new(parameter: &Tensor, codes: Option<&Arc<Codes>>, pages: Option<&Kernels>) -> Result<Self> {
         let n = parameter.numel();
         let Some(codes) = codes.filter(|_| n >= MIN_SIZE) else {
             return Ok(Self::Full { m: parameter.f_zeros_like()?, v: parameter.f_zeros_like()? });
         };
         let device = parameter.device();
         let zeros = |n: usize, kind| Tensor::f_zeros([n as i64], (kind, device));
-        let kernels = if is_paged { cuda::of(device)? } else { None };
         let moment = || -> Result<Tensor> {
-            Ok(match &kernels {
+            Ok(match pages {
                 Some(kernels) => kernels.paged_zeros(n, Kind::Uint8)?,
                 None => zeros(n, Kind::Uint8)?,
             })
@@ -85,15 +84,18 @@ impl AdamW {
             Optim::AdamwTorch => None,
             Optim::Adamw8bit | Optim::PagedAdamw8bit => Some(Arc::new(Codes::new())),
         };
-        let is_paged = optim == Optim::PagedAdamw8bit;
-        let moments = |parameter: &Parameter| Moments::new(&parameter.tensor, codes.as_ref(), is_paged);
         let device = parameters.first().map_or(Device::Cpu, |parameter| parameter.tensor.device());
-        let needs_kernel = codes.is_some() && device != Device::Cpu;
+        let gpu = match codes.as_ref().map(|_| cuda::of(device)).transpose()?.flatten() {
+            Some(kernels) => Some((kernels, Kernels::adam_codes(device)?)),
+            None => None,
+        };
+        let pages = gpu.as_ref().map(|(kernels, _)| &**kernels).filter(|_| optim == Optim::PagedAdamw8bit);
+        let moments = |parameter: &Parameter| Moments::new(&parameter.tensor, codes.as_ref(), pages);
         Ok(Self {
             step: 0,
             moments: no_grad(|| parameters.iter().map(moments).collect::<Result<_>>())?,
-            gpu_codes: if needs_kernel { Some(Kernels::adam_codes(device)?) } else { None },
             decays: parameters.iter().map(|parameter| !is_bias_or_norm(&parameter.name)).collect(),
+            gpu,
             weight_decay,
         })
     }
@@ -126,8 +128,8 @@ impl AdamW {
                 let keep = 1.0 - learning_rate * weight_decay;
                 let step_size = learning_rate / correction1;
                 match &mut self.moments[idx] {
-                    Moments::Blockwise { m, v, m_absmax, v_absmax, .. } if self.gpu_codes.is_some() => {
-                        if let (Some(kernels), Some(codes)) = (cuda::of(tensor.device())?, &self.gpu_codes) {
+                    Moments::Blockwise { m, v, m_absmax, v_absmax, codes } => {
+                        if let Some((kernels, codes)) = &self.gpu {
                             kernels.adamw_8bit(&Adam {
                                 values: &tensor,
                                 gradient: &gradient.f_contiguous()?,
@@ -142,9 +144,8 @@ impl AdamW {
                                 step_size: step_size as f32,
                                 correction2: correction2 as f32,
                             })?;
+                            continue;
                         }
-                    }
-                    Moments::Blockwise { m, v, m_absmax, v_absmax, codes } => {
                         let gradient = gradient.f_to_device(Device::Cpu)?.f_contiguous()?;
                         let mut values = tensor.f_to_device(Device::Cpu)?.f_contiguous()?;
                         update(Update {
