@@ -164,6 +164,18 @@ impl Default for Settings {
     }
 }
 
+impl Settings {
+    /// For a question that nothing depends on yet: asked once, and not waited for long.
+    pub fn impatient() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(5),
+            timeout: Duration::from_secs(15),
+            retry: Retry { n_attempts: 1, ..Retry::default() },
+            ..Self::default()
+        }
+    }
+}
+
 /// A request. Built step by step; a fault in a part is reported when it is sent.
 #[derive(Clone, Debug)]
 pub struct Request {

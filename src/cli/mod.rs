@@ -22,6 +22,7 @@ mod quantize;
 mod release;
 mod score;
 mod serve;
+mod sink;
 mod style;
 mod train;
 

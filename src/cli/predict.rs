@@ -11,9 +11,9 @@ use serde_json::{Map, Value, json};
 use super::constrain::ConstrainArgs;
 use super::model::{ModelArgs, load_model};
 use super::release::ReleaseArgs;
+use super::sink::Sink;
 use super::{write_json, write_line};
 use crate::codes::Release;
-use crate::data::growing::Growing;
 use crate::decode::Constraint;
 use crate::decode::automaton::Automaton;
 use crate::decode::grammar::{self, Length};
@@ -96,10 +96,7 @@ pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> 
         let prediction = predictions.pop().flatten().unwrap_or_default();
         return write_answer(args, finish(prediction), table.as_ref(), console, out);
     }
-    let mut sink = match &args.out {
-        Some(path) => Sink::File(Growing::open(path, &settings_of(args, questions.len()))?),
-        None => Sink::Stdout(out),
-    };
+    let mut sink = Sink::open(args.out.as_deref(), &settings_of(args, questions.len()), out)?;
     let n_before = sink.n_before();
     let progress = console.bar("answering", questions.len() as u64);
     progress.resume_at(n_before as u64);
@@ -188,46 +185,6 @@ impl Answerer {
             },
         }
         Ok(())
-    }
-}
-
-/// Where records go.
-enum Sink<'a> {
-    File(Growing),
-    Stdout(&'a mut dyn Write),
-}
-
-impl Sink<'_> {
-    fn n_before(&self) -> usize {
-        match self {
-            Self::File(growing) => growing.n_records(),
-            Self::Stdout(_) => 0,
-        }
-    }
-
-    fn push(&mut self, record: &Value) -> Result<(), Failure> {
-        match self {
-            Self::File(growing) => Ok(growing.push(record)?),
-            Self::Stdout(out) => write_json(*out, record),
-        }
-    }
-
-    fn finish(self) -> Result<(), Failure> {
-        match self {
-            Self::File(growing) => Ok(growing.finish()?),
-            Self::Stdout(_) => Ok(()),
-        }
-    }
-
-    /// Says how to go on where that is possible.
-    fn interrupted(&mut self, failure: Failure) -> Failure {
-        match self {
-            Self::File(growing) => match growing.sync() {
-                Ok(()) => Interrupted { n_kept: growing.n_records(), failure }.into(),
-                Err(error) => error.into(),
-            },
-            Self::Stdout(_) => failure,
-        }
     }
 }
 
@@ -354,20 +311,6 @@ impl Diagnostic for NeedsConstraint {
 
     fn is_usage(&self) -> bool {
         true
-    }
-}
-
-/// A run that can go on.
-#[derive(Debug, thiserror::Error)]
-#[error("{}", failure.render().lines().next().unwrap_or_default().trim_start_matches("error: "))]
-pub(super) struct Interrupted {
-    pub(super) n_kept: usize,
-    pub(super) failure: Failure,
-}
-
-impl Diagnostic for Interrupted {
-    fn hint(&self) -> Option<String> {
-        Some(format!("{} lines are kept; run the same command again to go on", self.n_kept))
     }
 }
 

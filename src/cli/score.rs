@@ -8,9 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::model::{ModelArgs, load_model};
-use super::predict::Interrupted;
-use super::{json_line, write_line};
-use crate::data::growing::Growing;
+use super::sink::Sink;
 use crate::data::record::Turns;
 use crate::diag::{Diagnostic, Failure};
 use crate::fsio;
@@ -72,10 +70,7 @@ struct Item {
 pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> Result<(), Failure> {
     let (mut model, tokenizer) = load_model(&args.model, console, stop)?;
     let items = read(&args.input, &tokenizer, model.config.max_position_embeddings)?;
-    let mut sink = match &args.out {
-        Some(path) => Sink::File(Growing::open(path, &settings_of(args, items.len()))?),
-        None => Sink::Stdout(out),
-    };
+    let mut sink = Sink::open(args.out.as_deref(), &settings_of(args, items.len()), out)?;
     let n_before = sink.n_before().min(items.len());
     let progress = console.bar("scoring", items.len() as u64);
     progress.resume_at(n_before as u64);
@@ -113,54 +108,6 @@ fn settings_of(args: &Args, n_records: usize) -> Value {
         "quant": format!("{quant:?}"),
         "dtype": format!("{dtype:?}"),
     })
-}
-
-/// Where scores go.
-enum Sink<'a> {
-    File(Growing),
-    Stdout(&'a mut dyn Write),
-}
-
-impl Sink<'_> {
-    fn n_before(&self) -> usize {
-        match self {
-            Self::File(growing) => growing.n_records(),
-            Self::Stdout(_) => 0,
-        }
-    }
-
-    fn push(&mut self, score: &Score) -> Result<(), Failure> {
-        match self {
-            Self::File(growing) => Ok(growing.push(score)?),
-            Self::Stdout(out) => write_line(*out, &json_line(score)?),
-        }
-    }
-
-    /// What was scored is to be seen, and survives a crash.
-    fn sync(&mut self) -> Result<(), Failure> {
-        match self {
-            Self::File(growing) => Ok(growing.sync()?),
-            Self::Stdout(out) => super::written(out.flush()),
-        }
-    }
-
-    fn finish(self) -> Result<(), Failure> {
-        match self {
-            Self::File(growing) => Ok(growing.finish()?),
-            Self::Stdout(_) => Ok(()),
-        }
-    }
-
-    /// Says how to go on where that is possible.
-    fn interrupted(&mut self, failure: Failure) -> Failure {
-        match self {
-            Self::File(growing) => match growing.sync() {
-                Ok(()) => Interrupted { n_kept: growing.n_records(), failure }.into(),
-                Err(error) => error.into(),
-            },
-            Self::Stdout(_) => failure,
-        }
-    }
 }
 
 fn read(path: &Path, tokenizer: &Tokenizer, max_positions: i64) -> Result<Vec<Item>, Failure> {

@@ -12,10 +12,8 @@ use super::push::push_folder;
 use super::{device, hub, say_next, style, write_json, write_line};
 use crate::config::{self, Override, StageConfig, Tracker};
 use crate::diag::{Diagnostic, Failure};
-use crate::doctor::{
-    Actual, Check, Estimate, Status, check_fatal, check_hub, compared, memory, peak_memory, reset_peak,
-};
-use crate::pipeline::{StageRequest, preview_stage, run_stage};
+use crate::doctor::{Actual, Check, Estimate, Status, check_fatal, check_hub, check_model, compared, memory};
+use crate::pipeline::{StageRequest, peak_memory, preview_stage, reset_peak, run_stage};
 use crate::stop::Stop;
 use crate::track::{Console, wandb};
 
@@ -192,7 +190,11 @@ fn check(
 ) -> Result<(), Failure> {
     let memory = (device == Device::Cpu).then(memory);
     let mut checks = Vec::new();
-    for (stage, base) in stages.iter().zip(bases) {
+    for (idx, (stage, base)) in stages.iter().zip(bases).enumerate() {
+        // Stages mostly share a model: it is looked at once.
+        if !bases[..idx].contains(base) {
+            checks.push(check_model(&format!("{}: model", stage.name), base));
+        }
         checks.extend(check_fatal(stage, base, &args.out.join(&stage.name), memory));
     }
     if args.finish.push.is_some() {

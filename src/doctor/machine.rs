@@ -1,7 +1,7 @@
 //! The machine: processor, memory with the container's limit, libtorch, disks.
 
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::{fs, io};
 
 use sysinfo::{Disks, System};
 use tch::{Kind, Tensor};
@@ -221,25 +221,11 @@ pub fn free_bytes(dir: &Path) -> Option<u64> {
     holds.max_by_key(|disk| disk.mount_point().components().count()).map(sysinfo::Disk::available_space)
 }
 
-/// The most memory that this process has had at once since the last [`reset_peak`]; none where the system does not say.
-pub fn peak_memory() -> Option<u64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    Some(line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()? * 1024)
-}
-
-/// Starts the count of [`peak_memory`] anew.
-///
-/// # Errors
-/// Where the system does not offer that; the peak then is that of the whole process.
-pub fn reset_peak() -> io::Result<()> {
-    fs::write("/proc/self/clear_refs", "5")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::doctor::Status;
+    use crate::pipeline::peak_memory;
 
     #[test]
     fn the_processor_is_named_with_its_vector_sets() {

@@ -12,11 +12,10 @@ mod stage;
 pub use estimate::{Actual, Estimate, Footprint, Price, Rate, Tokens, compared, footprint, steps_text};
 pub use machine::{
     CgroupLimit, Memory, cgroup_limit, check_compute, check_disk, check_memory, check_processor, free_bytes, memory,
-    peak_memory, reset_peak,
 };
 pub use reach::{check_hub, check_wandb};
 pub use release::{Date, check_release, edition_in_force};
-pub use stage::{Local, StageChecks, check_fatal, check_stage, local_model, measure};
+pub use stage::{Local, StageChecks, check_fatal, check_model, check_stage, local_model, measure};
 
 use serde::Serialize;
 

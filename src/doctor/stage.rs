@@ -7,13 +7,13 @@ use serde_json::Value;
 use tch::Device;
 
 use super::estimate::{Footprint, Rate, Tokens, footprint};
-use super::machine::{Memory, check_disk, peak_memory, reset_peak};
+use super::machine::{Memory, check_disk};
 use super::{Check, Status, size_text};
 use crate::config::{BestMetric, EvalStrategy, StageConfig, Training};
 use crate::fsio;
 use crate::hub::{self, Access, RepoId, cached, probe};
 use crate::model::{self, Config};
-use crate::pipeline::{self, FileCounts, Preview, StageRequest, preview_stage, run_stage};
+use crate::pipeline::{self, FileCounts, Preview, StageRequest, peak_memory, preview_stage, reset_peak, run_stage};
 use crate::stop::Stop;
 use crate::text::Tokenizer;
 use crate::track::Console;
@@ -124,10 +124,11 @@ pub fn check_stage(
     StageChecks { checks, preview, taken, base }
 }
 
-/// What would end a stage early, looked at quickly: nothing is tokenized and nobody is asked. `base` is the model's folder.
+/// What would end a stage early besides its model ([`check_model`]), looked at quickly: nothing is tokenized and nobody is
+/// asked. `base` is the model's folder.
 pub fn check_fatal(stage: &StageConfig, base: &Path, out: &Path, memory: Option<Memory>) -> Vec<Check> {
     let name = |what: &str| format!("{}: {what}", stage.name);
-    let mut checks = vec![check_model(&name("model"), base)];
+    let mut checks = Vec::new();
     let files = [("records", Some(&stage.data.train)), ("validation", stage.data.validation.as_ref())];
     checks.extend(files.into_iter().filter_map(|(what, path)| Some(check_first_line(&name(what), path?))));
     let mut needed = None;
@@ -216,7 +217,7 @@ fn write_sample(from: &Path, lines: &[usize], to: &Path) -> Result<(), fsio::Err
 }
 
 /// Whether a model's folder is complete.
-fn check_model(name: &str, dir: &Path) -> Check {
+pub fn check_model(name: &str, dir: &Path) -> Check {
     let shape = match Config::load(dir) {
         Ok(shape) => shape,
         Err(error) => return Check::of_error(name, &error),

@@ -1,14 +1,12 @@
 //! Questions to the Hub that fetch nothing: whose token it is, whether a repository is there, what is missing of it here.
 
-use std::time::Duration;
-
 use serde::Serialize;
 
 use super::api::Api;
 use super::cache::RepoCache;
 use super::download::{cached, is_needed};
 use super::{Access, Error, RepoId, Result};
-use crate::http::{Client, Retry, Settings};
+use crate::http::{Client, Settings};
 use crate::stop::Stop;
 
 /// Who a token belongs to.
@@ -64,11 +62,5 @@ pub fn probe(access: &Access, id: &RepoId, stop: &Stop) -> Result<Probe> {
 }
 
 fn impatient(access: &Access, stop: &Stop) -> Result<Api> {
-    let settings = Settings {
-        connect_timeout: Duration::from_secs(5),
-        timeout: Duration::from_secs(15),
-        retry: Retry { n_attempts: 1, ..Retry::default() },
-        ..Settings::default()
-    };
-    Ok(Api { client: Client::new(settings, stop)?, access: access.clone() })
+    Ok(Api { client: Client::new(Settings::impatient(), stop)?, access: access.clone() })
 }

@@ -2,6 +2,7 @@
 
 mod confidence;
 mod demo;
+mod peak;
 mod preview;
 mod records;
 mod stage;
@@ -9,6 +10,7 @@ mod tracking;
 
 pub use confidence::confidences;
 pub use demo::{DemoReport, DemoRequest, DemoSettings, run_demo};
+pub use peak::{peak_memory, reset_peak};
 pub use preview::{Marks, Preview, preview_stage};
 pub use records::{Loaded, Question, load_preferences, load_questions, load_sft};
 pub use stage::{FileCounts, StageData, StageOutcome, StageRequest, adapter_settings, load_data, run_stage};

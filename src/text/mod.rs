@@ -16,5 +16,6 @@ pub use bpe::train_bpe;
 pub use error::Error;
 pub use message::{Message, Role};
 pub use template::ChatTemplate;
+pub(crate) use template::civil_date;
 pub use tokenizer::Tokenizer;
 pub use tokens::Tokens;

@@ -9,6 +9,7 @@ use super::settings::DemoSettings;
 use super::steps::MergeCheck;
 use crate::codes::Release;
 use crate::eval::{self, Answer, Evaluation, Report, Stage, TARGETS, stage_table};
+use crate::pipeline::peak_memory;
 
 /// Answers shown.
 const N_SAMPLES: usize = 6;
@@ -65,7 +66,7 @@ pub(super) fn make(
             .map(|answer| Sample { expected: answer.expected.clone(), output: answer.output.clone() })
             .collect(),
         seconds: ledger.order.clone(),
-        peak_memory_bytes: peak_memory_bytes(),
+        peak_memory_bytes: peak_memory(),
     }
 }
 
@@ -118,11 +119,4 @@ fn one_line(answer: &str) -> String {
         Some((end, _)) => format!("{}...", &line[..end]),
         None => line,
     }
-}
-
-/// Linux keeps the peak in `/proc/self/status`, in KiB.
-fn peak_memory_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
 }

@@ -1,10 +1,8 @@
 //! Whose key it is: one question to the service, before a run depends on it.
 
-use std::time::Duration;
-
 use super::service::{Fault, Service};
 use super::settings::{Mode, Settings};
-use crate::http::{self, Client, Retry};
+use crate::http::{self, Client};
 use crate::stop::Stop;
 
 /// What became of the question.
@@ -23,13 +21,7 @@ pub enum Viewer {
 /// Asks the service who the key belongs to, once and with little patience.
 pub fn viewer(settings: &Settings, stop: &Stop) -> Viewer {
     let Mode::Online(key) = &settings.mode else { return Viewer::NotOnline };
-    let limits = http::Settings {
-        connect_timeout: Duration::from_secs(5),
-        timeout: Duration::from_secs(15),
-        retry: Retry { n_attempts: 1, ..Retry::default() },
-        ..http::Settings::default()
-    };
-    let client = match Client::new(limits, stop) {
+    let client = match Client::new(http::Settings::impatient(), stop) {
         Ok(client) => client,
         Err(error) => return Viewer::Away { message: error.to_string() },
     };
