@@ -1,8 +1,5 @@
 //! `--device`: where the model runs.
 
-use std::env;
-use std::path::PathBuf;
-
 use tch::Device;
 
 use super::release::CacheArgs;
@@ -103,11 +100,7 @@ pub fn choose(text: &str, console: &Console) -> Result<Device, Error> {
 }
 
 fn with_kernels(search: &Search, opened: Opened) -> Result<Opened, Error> {
-    let cache = env::var_os("AXISMAPPER_CACHE")
-        .filter(|dir| !dir.is_empty())
-        .map(PathBuf::from)
-        .or_else(|| CacheArgs::default().dir());
-    prepare(&opened, &search.compiler_folders(), cache.as_deref())?;
+    prepare(&opened, &search.compiler_folders(), CacheArgs::of_environment().dir().as_deref())?;
     Ok(opened)
 }
 

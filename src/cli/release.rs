@@ -9,6 +9,9 @@ use clap::builder::TypedValueParser as _;
 use crate::codes::{self, Edition, Release};
 use crate::diag::Diagnostic;
 
+/// Names the folder for what is kept between runs, where no argument does.
+const CACHE_VARIABLE: &str = "AXISMAPPER_CACHE";
+
 /// Which release of the code set a command works with; the built-in one when nothing is said.
 #[derive(Debug, Default, ClapArgs)]
 pub struct ReleaseArgs {
@@ -26,7 +29,7 @@ pub struct ReleaseArgs {
 #[derive(Debug, Default, ClapArgs)]
 pub struct CacheArgs {
     /// Keep fetched releases and the search index here [default: axismapper in the user's cache folder]
-    #[arg(long, value_name = "DIR", env = "AXISMAPPER_CACHE", hide_short_help = true,
+    #[arg(long, value_name = "DIR", env = CACHE_VARIABLE, hide_short_help = true,
         value_parser = clap::builder::OsStringValueParser::new().map(PathBuf::from))]
     cache_dir: Option<PathBuf>,
 }
@@ -56,6 +59,11 @@ impl ReleaseArgs {
 }
 
 impl CacheArgs {
+    /// What the environment says, for commands without these arguments.
+    pub fn of_environment() -> Self {
+        Self { cache_dir: env::var_os(CACHE_VARIABLE).map(PathBuf::from) }
+    }
+
     /// The folder asked for, else `axismapper` in the user's cache folder; none without a home. It need not exist.
     pub fn dir(&self) -> Option<PathBuf> {
         let of_home = |name: &str| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
