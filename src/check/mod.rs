@@ -28,8 +28,6 @@ pub enum Error {
     Train(#[from] train::Error),
     #[error(transparent)]
     Decode(#[from] decode::Error),
-    #[error("the built-in shape of a model is damaged: {0}")]
-    Shape(serde_json::Error),
 }
 
 impl From<tch::TchError> for Error {
@@ -46,7 +44,6 @@ impl Diagnostic for Error {
             Self::Model(error) => error.hint(),
             Self::Train(error) => error.hint(),
             Self::Decode(error) => error.hint(),
-            Self::Shape(_) => None,
         }
     }
 }

@@ -61,6 +61,9 @@ pub enum Shape {
 }
 
 impl Shape {
+    /// All.
+    pub const ALL: [Self; 2] = [Self::Qwen7b, Self::Tiny];
+
     /// Its name in reports.
     pub fn name(self) -> &'static str {
         match self {

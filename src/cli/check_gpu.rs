@@ -4,7 +4,8 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use clap::{Args as ClapArgs, ValueEnum};
+use clap::Args as ClapArgs;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tch::Device;
@@ -31,8 +32,8 @@ pub struct Args {
     #[arg(long)]
     no_speed: bool,
     /// The model whose speed is measured; its weights are random
-    #[arg(long, value_enum, default_value_t = ShapeArg::Qwen7b)]
-    shape: ShapeArg,
+    #[arg(long, value_parser = one_of(Shape::ALL, Shape::name), default_value = Shape::Qwen7b.name())]
+    shape: Shape,
     /// Records of a training step
     #[arg(long, default_value_t = 4)]
     batch: usize,
@@ -49,50 +50,20 @@ pub struct Args {
     #[arg(long, value_name = "FILE", default_value = "scripts/check_gpu_peer.py", requires = "peer")]
     peer_script: PathBuf,
     /// Measure one case in this process and print it as JSON
-    #[arg(long, value_enum, hide = true)]
-    only: Option<CaseArg>,
+    #[arg(long, value_parser = one_of(Case::ALL, Case::name), hide = true)]
+    only: Option<Case>,
     /// Change a weight on the device first: the comparison must not pass
     #[arg(long, hide = true)]
     disturb: bool,
 }
 
-/// `--shape`.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum ShapeArg {
-    #[value(name = "qwen2.5-7b")]
-    Qwen7b,
-    Tiny,
-}
-
-/// `--only`.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum CaseArg {
-    SftLora,
-    SftDora,
-    OrpoLora,
-    OrpoDora,
-    Decode,
-}
-
-impl ShapeArg {
-    fn shape(self) -> Shape {
-        match self {
-            Self::Qwen7b => Shape::Qwen7b,
-            Self::Tiny => Shape::Tiny,
-        }
-    }
-}
-
-impl CaseArg {
-    fn case(self) -> Case {
-        match self {
-            Self::SftLora => Case::SftLora,
-            Self::SftDora => Case::SftDora,
-            Self::OrpoLora => Case::OrpoLora,
-            Self::OrpoDora => Case::OrpoDora,
-            Self::Decode => Case::Decode,
-        }
-    }
+/// Reads one of some values by its name.
+fn one_of<T, const N: usize>(all: [T; N], name: fn(T) -> &'static str) -> impl TypedValueParser<Value = T>
+where
+    T: Copy + Send + Sync + 'static,
+{
+    PossibleValuesParser::new(all.map(name))
+        .try_map(move |given| all.into_iter().find(|value| name(*value) == given).ok_or("not one of the names"))
 }
 
 /// A check that came out badly.
@@ -138,7 +109,7 @@ pub fn run(args: &Args, console: &Console, stop: &Stop, out: &mut dyn Write) -> 
     let gpu = kernels.as_ref().and_then(|kernels| kernels.gpu());
     let limits = Limits { batch: args.batch.max(1), len: args.len.max(4), seconds: args.seconds };
     if let Some(only) = args.only {
-        return write_json(out, &check::measure(args.shape.shape(), only.case(), limits, device, gpu)?);
+        return write_json(out, &check::measure(args.shape, only, limits, device, gpu)?);
     }
     let card = match gpu {
         Some(gpu) => {
@@ -191,7 +162,7 @@ fn measure_all(
     let mut rows = Vec::new();
     for case in Case::ALL {
         stop.check("checking the GPU")?;
-        let shape = args.shape.shape().name();
+        let shape = args.shape.name();
         let sizes = [("--batch", limits.batch.to_string()), ("--len", limits.len.to_string())];
         let sizes: Vec<String> = sizes.into_iter().flat_map(|(name, value)| [name.to_owned(), value]).collect();
         let seconds = limits.seconds.to_string();
@@ -225,7 +196,7 @@ fn measure_all(
     }
     progress.finish();
     let (batch, len) = (limits.batch, limits.len);
-    let shape = args.shape.shape().name();
+    let shape = args.shape.name();
     Ok(json!({
         "shape": shape, "batch": batch, "len": len, "bf16_flops": peak, "bandwidth": bandwidth, "speed": rows,
     }))
