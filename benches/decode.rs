@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use axismapper::adapter::{Settings, TargetModules};
 use axismapper::model::{self, KvCache, Packed, Quantization, Segment};
-use axismapper::tensor::Placement;
+use axismapper::tensor::{Placement, threads};
 use tch::{Device, Kind, Tensor};
 
 const N_PROMPT: usize = 32;
@@ -22,6 +22,7 @@ fn main() {
     let number = |idx: usize, default: usize| args.get(idx).map_or(default, |text| text.parse().unwrap());
     let (n_new, batch) = (number(1, 64), number(2, 1));
     let placement = Placement { device: Device::Cpu, dtype: Kind::BFloat16 };
+    threads::join_pool().unwrap();
     let started = Instant::now();
     let mut model = model::load(Path::new(dir), placement, Quantization::Nf4).unwrap();
     let load_seconds = started.elapsed().as_secs_f64();

@@ -35,6 +35,7 @@ use serde::Serialize;
 use crate::diag::Failure;
 use crate::fsio;
 use crate::stop::Stop;
+use crate::tensor::threads;
 use crate::track::Console;
 
 /// Plain words to billable ICD-10-CM codes: data, training, evaluation and export in one program.
@@ -81,6 +82,8 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let stop = Stop::default();
     install_signal_handler(&stop);
+    // Without it the work is done all the same, with more waiting.
+    let _ = threads::join_pool();
     let mut out = io::stdout().lock();
     let outcome = run(cli, &stop, &mut out).and_then(|()| written(out.flush()));
     match outcome {

@@ -1,9 +1,9 @@
-//! Grouped-query attention over packed records or a cache, scores and softmax in f32.
+//! Grouped-query attention over packed records, scores and softmax in f32.
 
 use tch::{Kind, Tensor};
 
 use super::Result;
-use super::kv_cache::{LayerCache, Step};
+use super::kv_cache::LayerCache;
 use super::packing::{Group, Packed};
 
 /// What a block's tokens attend to.
@@ -13,16 +13,11 @@ pub(super) enum Context<'a> {
     Packed(&'a Packed),
     /// As `Packed`, storing the keys and values of record `i`, `lens[i]` tokens, in row `first + i`.
     Prefill { packed: &'a Packed, lens: &'a [i64], first: i64, cache: &'a mut LayerCache },
-    /// One new token a sequence, to all before it.
-    Decode(&'a Step, &'a mut LayerCache),
 }
 
 /// Attends with rotated queries `[tokens, heads, head_dim]`, keys and values `[tokens, kv_heads, head_dim]`.
 /// Gives `[tokens, heads * head_dim]`.
 pub(super) fn attend(context: &mut Context<'_>, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-    let (tokens, heads, head_dim) = q.size3()?;
-    let kv_heads = k.size3()?.1;
-    let per_kv = heads / kv_heads;
     match context {
         Context::Packed(packed) => attend_packed(packed, q, k, v),
         Context::Prefill { packed, lens, first, cache } => {
@@ -32,10 +27,6 @@ pub(super) fn attend(context: &mut Context<'_>, q: &Tensor, k: &Tensor, v: &Tens
                 start += len;
             }
             attend_packed(packed, q, k, v)
-        }
-        Context::Decode(step, cache) => {
-            let q = q.f_reshape([tokens, kv_heads, per_kv, head_dim])?;
-            Ok(cache.attend(step, &q, k, v)?.f_reshape([tokens, heads * head_dim])?)
         }
     }
 }

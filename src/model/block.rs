@@ -3,10 +3,12 @@
 use tch::Tensor;
 
 use super::attention::{Context, attend};
+use super::kv_cache::{LayerCache, Step};
 use super::norm::rms_norm;
-use super::projection::{Projection, Weight, Workspace};
+use super::projection::{Projection, Weight, Workspace, decode_each};
 use super::rope::Rotation;
 use super::{Config, Result};
+use crate::quant::rows;
 
 /// A decoder block. Its projections are in the order of [`Config::projections`].
 #[derive(Debug)]
@@ -32,11 +34,7 @@ impl Block {
         let [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj] = &mut self.projections;
         let tokens = x.size()[0];
         let heads = |x: Tensor, n_heads: i64| x.f_view([tokens, n_heads, config.head_dim]);
-        let decodes = matches!(context, Context::Decode(..));
-        let mut apply = |projection: &mut Projection, x: &Tensor| match decodes {
-            true => projection.decode(x, workspace),
-            false => projection.forward(x, dropout_seed, workspace),
-        };
+        let mut apply = |projection: &mut Projection, x: &Tensor| projection.forward(x, dropout_seed, workspace);
 
         let normed = rms_norm(x, &self.input_layernorm, config.rms_norm_eps)?;
         let q = heads(apply(q_proj, &normed)?, config.num_attention_heads)?;
@@ -49,6 +47,37 @@ impl Block {
         let gate = apply(gate_proj, &normed)?.f_silu()?;
         let up = apply(up_proj, &normed)?;
         Ok(x.f_add(&apply(down_proj, &gate.f_mul(&up)?)?)?)
+    }
+
+    /// Applies the block to one new token a sequence, `x` `[batch, hidden]`, which attends to those in the cache and joins them.
+    /// No gradient.
+    pub(super) fn decode(
+        &mut self,
+        config: &Config,
+        x: &Tensor,
+        rotation: &Rotation,
+        (step, cache): (&Step, &mut LayerCache),
+        workspace: &mut Workspace,
+    ) -> Result<Tensor> {
+        let [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj] = &mut self.projections;
+        let batch = x.size()[0];
+        let heads = |x: &Tensor, n_heads: i64| x.f_view([batch, n_heads, config.head_dim]);
+
+        let normed = rms_norm(x, &self.input_layernorm, config.rms_norm_eps)?;
+        let [q, k, v] = decode_each([q_proj, k_proj, v_proj], &normed, None, workspace)?;
+        let q = heads(&q, config.num_attention_heads)?;
+        let (k, v) = (heads(&k, config.num_key_value_heads)?, heads(&v, config.num_key_value_heads)?);
+        let attended = cache.attend(step, rotation, [&q, &k, &v])?;
+        let [x] = decode_each([o_proj], &attended, Some(x), workspace)?;
+
+        let normed = rms_norm(&x, &self.post_attention_layernorm, config.rms_norm_eps)?;
+        let [gate, up] = decode_each([gate_proj, up_proj], &normed, None, workspace)?;
+        let inner = match rows::can_pass(&[&gate, &up]) {
+            true => rows::gate(&gate, &up)?,
+            false => gate.f_silu()?.f_mul(&up)?,
+        };
+        let [x] = decode_each([down_proj], &inner, Some(&x), workspace)?;
+        Ok(x)
     }
 
     /// The block's own weights below its path, dense ones only: norms, then weights and biases.

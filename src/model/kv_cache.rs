@@ -3,7 +3,9 @@
 use tch::{Kind, Tensor};
 
 use super::packing::Positions;
+use super::rope::Rotation;
 use super::{Config, Result};
+use crate::quant::rows::{self, NewTokens};
 use crate::tensor::Placement;
 
 /// The cache of a batch. Sequences are numbered from 0; the rows after the last are free for more.
@@ -26,6 +28,8 @@ pub(super) struct LayerCache {
 pub(super) struct Step {
     /// `[batch]` i64: 0, 1, 2, ...
     sequences: Tensor,
+    /// Tokens before the new one in each sequence.
+    lens: Vec<i64>,
     /// `[batch]`: the position of the new token in each sequence.
     pub(super) positions: Positions,
     /// Tokens of the longest sequence, the new one included.
@@ -104,6 +108,7 @@ impl KvCache {
         let batch = self.lengths.len() as i64;
         let step = Step {
             sequences: Tensor::f_arange(batch, (Kind::Int64, device))?,
+            lens: self.lengths.clone(),
             positions: Positions::new(&self.lengths, device)?,
             len,
             mask: Tensor::f_from_slice(&hidden)?.f_reshape([batch, 1, 1, len])?.f_to_device(device)?,
@@ -138,21 +143,27 @@ impl LayerCache {
         Ok(())
     }
 
-    /// Stores one new token a sequence and attends to it and all before it.
-    ///
-    /// `queries` is `[batch, kv_heads, group, head_dim]`, `keys` and `values` `[batch, kv_heads, head_dim]`; the result
-    /// has the shape of `queries`.
-    pub fn attend(&mut self, step: &Step, queries: &Tensor, keys: &Tensor, values: &Tensor) -> Result<Tensor> {
-        let kind = queries.f_kind()?;
-        let scale = 1.0 / (queries.size()[3] as f64).sqrt();
-        for (cache, new) in [(&mut self.keys, keys), (&mut self.values, values)] {
+    /// Stores one new token a sequence and attends to it and all before it. Queries `[batch, heads, head_dim]`, keys and values
+    /// `[batch, kv_heads, head_dim]` are not rotated yet; the result is `[batch, heads * head_dim]`.
+    pub fn attend(&mut self, step: &Step, rotation: &Rotation, [q, k, v]: [&Tensor; 3]) -> Result<Tensor> {
+        let rotation_tables = rotation.tables();
+        if rows::can_pass(&[q, k, v, rotation_tables[0], &self.keys, &self.values]) {
+            let new = NewTokens { queries: q, keys: k, values: v, rotation: rotation_tables, lens: &step.lens };
+            return Ok(rows::attend(&new, &mut self.keys, &mut self.values)?);
+        }
+        let (batch, heads, head_dim) = q.size3()?;
+        let kv_heads = k.size3()?.1;
+        let kind = q.f_kind()?;
+        let scale = 1.0 / (head_dim as f64).sqrt();
+        for (cache, new) in [(&mut self.keys, &rotation.apply(k)?), (&mut self.values, v)] {
             let _ = cache.f_index_put_(&[Some(&step.sequences), None, Some(&step.positions.tensor)], new, false)?;
         }
-        let batch = queries.size()[0];
         let seen = |held: &Tensor| held.f_narrow(0, 0, batch)?.f_narrow(2, 0, step.len);
         let (keys, values) = (seen(&self.keys)?, seen(&self.values)?);
-        let scores = queries.f_matmul(&keys.f_transpose(2, 3)?)?.f_to_kind(Kind::Float)?.f_mul_scalar(scale)?;
+        // Heads that share keys become more query rows: keys are not repeated.
+        let q = rotation.apply(q)?.f_reshape([batch, kv_heads, heads / kv_heads, head_dim])?;
+        let scores = q.f_matmul(&keys.f_transpose(2, 3)?)?.f_to_kind(Kind::Float)?.f_mul_scalar(scale)?;
         let weights = scores.f_add(&step.mask)?.f_softmax(-1, None)?.f_to_kind(kind)?;
-        Ok(weights.f_matmul(&values)?)
+        Ok(weights.f_matmul(&values)?.f_reshape([batch, heads * head_dim])?)
     }
 }

@@ -13,7 +13,7 @@ use super::weights::Weights;
 use super::{Config, Result};
 use crate::adapter::{self, AdapterFile, Lora, Settings, TargetModules};
 use crate::quant::Nf4;
-use crate::tensor::{Placement, check_finite};
+use crate::tensor::{LargeApart, Placement, check_finite};
 
 /// How the linear layers of the blocks are held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +48,7 @@ pub fn noise(config: Config, seed: u64, placement: Placement) -> Result<Qwen2> {
 }
 
 fn build(config: Config, weights: &Weights, placement: Placement, quantization: Quantization) -> Result<Qwen2> {
+    let _heap = LargeApart::new();
     let dense = |name: &str, shape: &[i64]| weights.placed(name, shape, placement);
     let quantize = quantization == Quantization::Nf4;
     let (vocab, hidden) = (config.vocab_size, config.hidden_size);

@@ -6,7 +6,7 @@ use tch::{Kind, Tensor, no_grad};
 
 use super::Result;
 use crate::adapter::{Lora, dora_norm, dora_norm_from, row_norms_squared};
-use crate::quant::{Forward, Nf4};
+use crate::quant::{FewRows, Forward, Nf4, multiply_each};
 use crate::tensor::Rng;
 
 /// The most rows that an NF4 weight is multiplied by as it is. A pass over the weight takes four rows and costs less than twice
@@ -166,29 +166,68 @@ impl Projection {
         Ok(adapter.lora.forward(x, &weight, self.bias.as_ref(), adapter.norm.as_ref(), dropout)?)
     }
 
-    /// Applies the layer to the few rows of a decoding step, `x` `[n, in]`, giving `[n, out]`: an NF4 weight is multiplied as it
-    /// is, not expanded, and an adapter's own product is computed in f32, as PEFT does outside autocast. No gradient.
-    ///
-    /// # Errors
-    /// When shapes do not fit or memory is short.
-    pub fn decode(&mut self, x: &Tensor, workspace: &mut Workspace) -> Result<Tensor> {
+    /// The weight, where products with the few rows of `x` `[n, in]` take it as it is.
+    fn weight_for_few_rows(&self, x: &Tensor) -> Option<&Nf4> {
         let is_small = x.size().first().is_some_and(|&n| n <= MAX_FUSED_ROWS);
         match &self.weight {
-            Weight::Nf4(weight) if is_small && weight.can_multiply() => {
-                let base = weight.multiply(x)?;
-                let Some(adapter) = &mut self.adapter else {
-                    return Ok(match &self.bias {
-                        Some(bias) => base.f_add(bias)?,
-                        None => base,
-                    });
-                };
-                if let (None, Some(squared)) = (&adapter.norm, &adapter.weight_squared) {
-                    let weight = workspace.expand(self.name, weight, x.f_kind()?)?;
-                    adapter.norm = Some(dora_norm(&adapter.lora, &weight, squared)?);
-                }
-                Ok(adapter.lora.forward_from(base, x, self.bias.as_ref(), adapter.norm.as_ref(), Kind::Float)?)
-            }
-            _ => self.forward(x, None, workspace),
+            Weight::Nf4(weight) if is_small && weight.can_multiply() => Some(weight),
+            _ => None,
         }
+    }
+
+    /// The layer's output from the product `W x`, adapter and bias included: the low-rank product is computed in f32, as PEFT does
+    /// outside autocast.
+    fn adapt(&mut self, base: Tensor, x: &Tensor, workspace: &mut Workspace) -> Result<Tensor> {
+        let (Some(adapter), Weight::Nf4(weight)) = (&mut self.adapter, &self.weight) else { return Ok(base) };
+        if let (None, Some(squared)) = (&adapter.norm, &adapter.weight_squared) {
+            let weight = workspace.expand(self.name, weight, x.f_kind()?)?;
+            adapter.norm = Some(dora_norm(&adapter.lora, &weight, squared)?);
+        }
+        Ok(adapter.lora.forward_from(base, x, self.bias.as_ref(), adapter.norm.as_ref(), Kind::Float)?)
+    }
+}
+
+/// Applies layers to the few rows of a decoding step, `x` `[n, in]`, each giving `[n, out]`, with `before` `[n, out]` added: NF4
+/// weights are multiplied as they are, not expanded, and together. No gradient.
+///
+/// # Errors
+/// When shapes do not fit or memory is short.
+pub(super) fn decode_each<const N: usize>(
+    projections: [&mut Projection; N],
+    x: &Tensor,
+    before: Option<&Tensor>,
+    workspace: &mut Workspace,
+) -> Result<[Tensor; N]> {
+    let layers = projections.each_ref().map(|projection| {
+        // An adapter comes between the product and what is added to it.
+        let adapts = projection.adapter.is_some();
+        let (bias, before) = (projection.bias.as_ref().filter(|_| !adapts), before.filter(|_| !adapts));
+        projection.weight_for_few_rows(x).map(|weight| FewRows { weight, bias, before })
+    });
+    let mut outs = match all(layers) {
+        Some(layers) => Some(multiply_each(layers, x)?),
+        None => None,
+    };
+    let mut results = std::array::from_fn(|_| Tensor::new());
+    for (idx, (projection, result)) in projections.into_iter().zip(&mut results).enumerate() {
+        let product = outs.as_mut().map(|outs| std::mem::take(&mut outs[idx]));
+        let is_whole = product.is_some() && projection.adapter.is_none();
+        let out = match product {
+            Some(product) => projection.adapt(product, x, workspace)?,
+            None => projection.forward(x, None, workspace)?,
+        };
+        *result = match before {
+            Some(before) if !is_whole => out.f_add(before)?,
+            _ => out,
+        };
+    }
+    Ok(results)
+}
+
+/// All of them, unless one is missing.
+fn all<T, const N: usize>(options: [Option<T>; N]) -> Option<[T; N]> {
+    match options.iter().all(Option::is_some) {
+        true => options.into_iter().flatten().collect::<Vec<T>>().try_into().ok(),
+        false => None,
     }
 }

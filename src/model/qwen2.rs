@@ -246,8 +246,8 @@ impl Qwen2 {
             let rotation = self.rotation(&step.positions)?;
             let mut x = self.embed(ids)?;
             for idx in 0..self.blocks.len() {
-                let mut context = Context::Decode(&step, &mut cache.layers[idx]);
-                x = self.visit(idx, &x, &rotation, &mut context, None)?;
+                let seen = (&step, &mut cache.layers[idx]);
+                x = self.blocks[idx].decode(&self.config, &x, &rotation, seen, &mut self.workspace)?;
             }
             Ok(x)
         })

@@ -50,6 +50,11 @@ pub struct Rotation {
 }
 
 impl Rotation {
+    /// Cosines and sines, each `[n, 1, head_dim / 2]`.
+    pub(super) fn tables(&self) -> [&Tensor; 2] {
+        [&self.cos, &self.sin]
+    }
+
     /// Rotates `x` `[n, heads, head_dim]`: the first half of each head pairs with the second.
     ///
     /// # Errors

@@ -24,13 +24,13 @@ pub struct Nf4 {
     dtype: Kind,
     pub(super) isa: Isa,
     /// Kernels that work on the weight instead of the CPU's loops.
-    gpu: Option<OnGpu>,
+    pub(super) gpu: Option<OnGpu>,
 }
 
 /// What a weight on a GPU has besides.
 #[derive(Debug)]
-struct OnGpu {
-    kernels: Arc<Kernels>,
+pub(super) struct OnGpu {
+    pub(super) kernels: Arc<Kernels>,
     /// The dynamic code of double-quantized scales.
     code: Option<Tensor>,
 }
@@ -126,7 +126,7 @@ impl Nf4 {
         self.packed.device()
     }
 
-    fn parts<'a>(&'a self, gpu: &'a OnGpu) -> Nf4Parts<'a> {
+    pub(super) fn parts<'a>(&'a self, gpu: &'a OnGpu) -> Nf4Parts<'a> {
         Nf4Parts { packed: &self.packed, absmax: &self.absmax, code: gpu.code.as_ref(), shape: self.shape }
     }
 
@@ -190,49 +190,6 @@ impl Nf4 {
         self.dequantize_into(&mut out)?;
         Ok(out)
     }
-
-    /// Whether [`Nf4::multiply`] can take the weight: rows are whole blocks.
-    pub fn can_multiply(&self) -> bool {
-        self.shape[1] % BLOCK as i64 == 0
-    }
-
-    /// `W x` without expanding the weight, for the few rows of a decoding step: `x` `[n, columns]` f32 or bf16 gives
-    /// `[n, rows]` in its type. The weights are those that [`Nf4::dequantize`] gives in the type of `x`; sums are in f32.
-    /// Autograd does not see it.
-    ///
-    /// # Errors
-    /// [`Error::BufferSize`] when `x` has another shape or the rows are not whole blocks, [`Error::OutputType`].
-    pub fn multiply(&self, x: &Tensor) -> Result<Tensor> {
-        let [rows, columns] = self.shape.map(|size| size as usize);
-        let kind = x.f_kind().map_err(crate::tensor::Error::from)?;
-        let (n, found) = x.size2().map(|(n, width)| (n, width as usize))?;
-        if found != columns || !self.can_multiply() {
-            return Err(Error::BufferSize { found, expected: columns });
-        }
-        let rounding = match (self.rounding(kind), kind) {
-            (Rounding::None, Kind::BFloat16) => Rounding::Bf16,
-            (Rounding::F16, Kind::BFloat16) => Rounding::F16ThenBf16,
-            (rounding, Kind::Float | Kind::BFloat16) => rounding,
-            (_, other) => return Err(Error::OutputType(other)),
-        };
-        if let Some(gpu) = &self.gpu {
-            return gpu.kernels.multiply(&self.parts(gpu), rounding, x);
-        }
-        let mut out = Tensor::f_empty([rows as i64, n], (Kind::Float, Device::Cpu))?;
-        let source = self.source()?;
-        let x = x.f_detach()?.f_contiguous()?;
-        match (self.isa, kind) {
-            #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512Bf16, Kind::BFloat16) => {
-                kernels::multiply_bf16(&source, rounding, as_slice(&x)?, n as usize, as_slice_mut(&mut out)?);
-            }
-            _ => {
-                let wide = x.f_to_kind(Kind::Float)?;
-                kernels::multiply(self.isa, &source, rounding, as_slice(&wide)?, n as usize, as_slice_mut(&mut out)?);
-            }
-        }
-        Ok(out.f_transpose(0, 1)?.f_to_kind(kind)?.f_contiguous()?)
-    }
 }
 
 #[cfg(test)]
@@ -293,34 +250,5 @@ mod tests {
                 }
             }
         }
-    }
-
-    #[test]
-    fn a_product_is_that_with_the_expanded_weight() {
-        let mut rng = Rng::named(14, "multiply");
-        for (rows, columns) in [(1, 64), (5, 128), (67, 192), (130, 896)] {
-            for n in [1, 2, 3, 4, 5, 9] {
-                for kind in [Kind::Float, Kind::BFloat16] {
-                    let source = rng.normal(&[rows, columns], 0.05).unwrap().to_kind(kind);
-                    let x = rng.normal(&[n, columns], 1.0).unwrap().to_kind(kind);
-                    let weight = Nf4::quantize(&source).unwrap();
-                    let expanded = weight.dequantize(kind).unwrap().to_kind(Kind::Double);
-                    let exact = x.to_kind(Kind::Double).matmul(&expanded.transpose(0, 1));
-                    let size = x.to_kind(Kind::Double).abs().matmul(&expanded.abs().transpose(0, 1));
-                    for isa in isas() {
-                        let found = Nf4::quantize(&source).unwrap().with_isa(isa).multiply(&x).unwrap();
-                        assert_eq!((found.size(), found.kind()), (vec![n, rows], kind));
-                        // Sums in f32: an error of a few f32 steps of the sum of absolute products; then one rounding.
-                        let rounding = if kind == Kind::Float { 0.0 } else { 2f64.powi(-8) };
-                        let bound = &size * 1e-6 + exact.abs() * (rounding * 1.001);
-                        let excess = ((found.to_kind(Kind::Double) - &exact).abs() - bound).max().double_value(&[]);
-                        assert!(excess <= 0.0, "{isa:?} [{rows}, {columns}] x {n} in {kind:?}: {excess} over");
-                    }
-                }
-            }
-        }
-        let weight = Nf4::quantize(&rng.normal(&[3, 33], 1.0).unwrap()).unwrap();
-        assert!(!weight.can_multiply());
-        assert!(weight.multiply(&rng.normal(&[1, 33], 1.0).unwrap()).is_err());
     }
 }

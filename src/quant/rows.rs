@@ -5,7 +5,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::kernels::rows;
+use super::kernels::{attention, rows};
 use super::{Error, Result};
 use crate::tensor::{as_slice, as_slice_mut};
 
@@ -52,6 +52,51 @@ pub fn gate(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     fits(gate.size() == up.size(), gate)?;
     let mut out = gate.f_empty_like()?;
     rows::gate(as_slice(gate)?, as_slice(up)?, as_slice_mut(&mut out)?);
+    Ok(out)
+}
+
+/// One new token a sequence for [`attend`], which attends to all before it.
+#[derive(Clone, Copy, Debug)]
+pub struct NewTokens<'a> {
+    /// `[n, heads, head_dim]`, not yet rotated.
+    pub queries: &'a Tensor,
+    /// `[n, kv_heads, head_dim]`, not yet rotated.
+    pub keys: &'a Tensor,
+    /// `[n, kv_heads, head_dim]`.
+    pub values: &'a Tensor,
+    /// The cosines and sines of the new positions, `[n, 1, head_dim / 2]`.
+    pub rotation: [&'a Tensor; 2],
+    /// Tokens before it in each sequence, `[n]`.
+    pub lens: &'a [i64],
+}
+
+/// Rotates queries and keys, puts keys and values into the cache, each `[n or more, kv_heads, room, head_dim]`, and attends. Gives
+/// `[n, heads * head_dim]`.
+///
+/// # Errors
+/// As [`rms_norm`].
+pub fn attend(new: &NewTokens<'_>, keys: &mut Tensor, values: &mut Tensor) -> Result<Tensor> {
+    let NewTokens { queries, rotation: [cos, sin], lens, .. } = *new;
+    let (n, heads, head_dim) = queries.size3()?;
+    let (held, kv_heads, room, _) = keys.size4()?;
+    let is_cache = keys.size() == values.size() && keys.size()[3] == head_dim && held >= n && kv_heads > 0;
+    let is_new = [new.keys, new.values].iter().all(|x| x.size() == [n, kv_heads, head_dim]);
+    let is_rotation = [cos, sin].iter().all(|x| x.numel() as i64 * 2 == n * head_dim) && head_dim % 2 == 0;
+    let is_room = lens.len() as i64 == n && lens.iter().all(|len| (0..room).contains(len));
+    fits(is_cache && is_new && is_rotation && is_room && heads % kv_heads == 0, queries)?;
+    let mut out = Tensor::f_empty([n, heads * head_dim], (Kind::BFloat16, Device::Cpu))?;
+    let step = attention::Step {
+        head_dim: head_dim as usize,
+        kv_heads: kv_heads as usize,
+        per_kv: (heads / kv_heads) as usize,
+        queries: as_slice(queries)?,
+        keys: as_slice(new.keys)?,
+        values: as_slice(new.values)?,
+        cos: as_slice(cos)?,
+        sin: as_slice(sin)?,
+        lens,
+    };
+    attention::attend(&step, room as usize, as_slice_mut(keys)?, as_slice_mut(values)?, as_slice_mut(&mut out)?);
     Ok(out)
 }
 

@@ -87,6 +87,50 @@ pub fn as_bytes(tensor: &Tensor) -> Result<&[u8]> {
     Ok(unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast::<u8>(), tensor.numel() * kind.elt_size_in_bytes()) })
 }
 
+/// While it lives, every tensor of a mebibyte or more has pages of its own, which go back when the tensor does.
+///
+/// glibc's allocator moves its own limit up to the size of what was freed, and from then on tensors that come and go while a model
+/// is loaded leave holes between those that stay. Afterwards the limit is at glibc's highest, so that the buffers of a training
+/// step, which come and go in the same sizes, are not cleared by the kernel each time. Other allocators are left as they are.
+#[derive(Debug)]
+pub struct LargeApart(());
+
+impl LargeApart {
+    /// From now on.
+    pub fn new() -> Self {
+        limit_of_the_heap(1 << 20);
+        Self(())
+    }
+}
+
+impl Default for LargeApart {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for LargeApart {
+    fn drop(&mut self) {
+        limit_of_the_heap(HIGHEST_LIMIT);
+    }
+}
+
+/// `DEFAULT_MMAP_THRESHOLD_MAX` of glibc's malloc.c on 64 bits.
+const HIGHEST_LIMIT: i32 = 32 << 20;
+
+/// Sets from which size on a block has pages of its own. A value that the allocator does not take changes nothing.
+fn limit_of_the_heap(size_bytes: i32) {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: the call takes two numbers and the allocator's own lock.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, size_bytes);
+        // As the allocator itself does when it moves the limit: free memory at the heap's end up to twice the limit is kept.
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 2 * size_bytes);
+    }
+    #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+    let _ = size_bytes;
+}
+
 /// A file mapped into memory, read only.
 #[derive(Debug)]
 pub struct Mapped(memmap2::Mmap);

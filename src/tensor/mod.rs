@@ -6,9 +6,10 @@ mod memory;
 mod rng;
 mod safetensors;
 mod shards;
+pub mod threads;
 
 pub use finite::check_finite;
-pub use memory::{Element, Mapped, as_bytes, as_slice, as_slice_mut};
+pub use memory::{Element, LargeApart, Mapped, as_bytes, as_slice, as_slice_mut};
 pub use rng::{DropoutDraws, Rng};
 pub use safetensors::{Checkpoint, Metadata, pytorch_metadata, save};
 pub use shards::{Shards, Written};

@@ -18,7 +18,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("model", &["diag", "stop", "fsio", "tensor", "quant", "adapter"]),
     ("decode", &["diag", "stop", "fsio", "tensor", "codes", "text", "model"]),
     ("predict", &["diag", "stop", "fsio", "http", "codes", "text", "data", "model", "decode"]),
-    ("serve", &["diag", "stop", "codes", "text", "data", "model", "decode", "predict"]),
+    ("serve", &["diag", "stop", "tensor", "codes", "text", "data", "model", "decode", "predict"]),
     ("config", &["diag", "fsio", "adapter"]),
     ("track", &["diag", "stop", "fsio", "http"]),
     ("train", &["diag", "stop", "fsio", "tensor", "text", "data", "quant", "adapter", "model", "config", "track"]),

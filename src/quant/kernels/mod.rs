@@ -1,7 +1,7 @@
 //! The loops over NF4 bytes on the CPU, in portable Rust and with the vector instructions that the processor has.
 //!
 //! Work is shared out over the cores here; the loops themselves handle one task's blocks. Every loop gives the bytes of the
-//! portable one, but for the order of the sums in [`multiply`].
+//! portable one, but for the order of the sums in products.
 
 /// Makes a module's `multiply_row` of its `dot`, which knows the number of rows when it is compiled.
 #[cfg(target_arch = "x86_64")]
@@ -23,8 +23,30 @@ macro_rules! multiply_row_by_dot {
     };
 }
 
+/// Makes a function of a loop that is compiled for AVX-512 too, and chosen by the processor.
+macro_rules! for_each_processor {
+    ($(#[$doc:meta])* fn $name:ident($($arg:ident: $kind:ty),* $(,)?) $body:block) => {
+        $(#[$doc])*
+        fn $name($($arg: $kind),*) {
+            #[inline(always)]
+            fn portable($($arg: $kind),*) $body
+            #[cfg(target_arch = "x86_64")]
+            if super::Isa::Avx512.is_available() {
+                #[target_feature(enable = "avx512f,avx512bw,avx512vl,fma")]
+                fn wide($($arg: $kind),*) {
+                    portable($($arg),*)
+                }
+                // SAFETY: the processor has the instructions; AVX-512 comes with FMA.
+                return unsafe { wide($($arg),*) };
+            }
+            portable($($arg),*)
+        }
+    };
+}
+
 #[cfg(target_arch = "x86_64")]
 mod amx;
+pub mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -48,13 +70,13 @@ const TASK: usize = 256 * BLOCK;
 /// Blocks whose scales are held on the stack at a time.
 const SCALES: usize = TASK / BLOCK;
 
-/// Rows of `x` that one pass of [`multiply`] over the weight takes.
+/// Rows of `x` that one pass of [`multiply_each`] over the weight takes.
 const MAX_ROWS: usize = 4;
 
 /// Products of a multiplication that is done before another core is awake.
 const SMALL: usize = 1 << 19;
 
-/// Products that one task of [`multiply`] takes: some ten microseconds, so that all cores end together.
+/// Products that one task of [`multiply_each`] takes: some ten microseconds, so that all cores end together.
 const TASK_PRODUCTS: usize = 1 << 18;
 
 /// A set of vector instructions.
@@ -309,9 +331,17 @@ pub fn dequantize_bf16(isa: Isa, source: &Source<'_>, rounding: Rounding, out: &
     });
 }
 
-/// `out[row][i] = sum(weight[row] * x[i])` for `n` rows of `x`, `[n, columns]`; `out` is `[rows, n]`. Rows of the weight are
-/// whole blocks.
-pub fn multiply(isa: Isa, source: &Source<'_>, rounding: Rounding, x: &[f32], n: usize, out: &mut [f32]) {
+/// A weight of [`multiply_each`], whose rows are whole blocks.
+#[derive(Clone, Copy, Debug)]
+pub struct Matrix<'a> {
+    pub source: Source<'a>,
+    pub rounding: Rounding,
+    pub rows: usize,
+}
+
+/// `out[row][i] = sum(matrix[row] * x[i])` for `n` rows of `x`, `[n, columns]`, and the rows of all matrices one after another:
+/// `out` is `[rows of all, n]`.
+pub fn multiply_each(isa: Isa, matrices: &[Matrix<'_>], x: &[f32], n: usize, out: &mut [f32]) {
     if n == 0 || out.is_empty() {
         return;
     }
@@ -321,7 +351,7 @@ pub fn multiply(isa: Isa, source: &Source<'_>, rounding: Rounding, x: &[f32], n:
         Isa::Portable => 1,
     };
     let x = by_nibble(x, lanes);
-    for_each_row(source, &x, n, out, |packed, scales, x, out| match isa {
+    for_each_row(matrices, &x, n, out, |packed, scales, rounding, x, out| match isa {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 | Isa::Avx512Bf16 => avx512::multiply_row(packed, scales, rounding, x, out),
         #[cfg(target_arch = "x86_64")]
@@ -330,16 +360,13 @@ pub fn multiply(isa: Isa, source: &Source<'_>, rounding: Rounding, x: &[f32], n:
     });
 }
 
-/// As [`multiply`] with bf16 products, [`Isa::Avx512Bf16`], for activations in bf16 and a `rounding` that ends there.
+/// As [`multiply_each`] with bf16 products, [`Isa::Avx512Bf16`], for activations in bf16 and roundings that end there.
 #[cfg(target_arch = "x86_64")]
-pub fn multiply_bf16(source: &Source<'_>, rounding: Rounding, x: &[bf16], n: usize, out: &mut [f32]) {
+pub fn multiply_each_bf16(matrices: &[Matrix<'_>], x: &[bf16], n: usize, out: &mut [f32]) {
     if n == 0 || out.is_empty() {
         return;
     }
-    let x = by_nibble(x, avx512bf16::LANES);
-    for_each_row(source, &x, n, out, |packed, scales, x, out| {
-        avx512bf16::multiply_row(packed, scales, rounding, x, out)
-    });
+    for_each_row(matrices, &by_nibble(x, avx512bf16::LANES), n, out, avx512bf16::multiply_row);
 }
 
 /// Whether [`multiply_many`] is there: where the best instructions are asked for, and AMX is among them.
@@ -357,31 +384,41 @@ pub fn multiply_many(product: &Product<'_>, out: &mut [bf16], scaled: Option<&mu
     amx::multiply_many(product, out, scaled);
 }
 
-/// Shares out the rows of a weight: calls `multiply_row` with a row's bytes and scales, up to four rows of `x`, and their sums.
+/// Shares out the rows of all matrices: calls `multiply_row` with a row's bytes, scales and rounding, up to four rows of `x`, and
+/// their sums.
 fn for_each_row<T: Sync>(
-    source: &Source<'_>,
+    matrices: &[Matrix<'_>],
     x: &[T],
     n: usize,
     out: &mut [f32],
-    multiply_row: impl Fn(&[u8], &[f32], &[T], &mut [f32]) + Sync,
+    multiply_row: impl Fn(&[u8], &[f32], Rounding, &[T], &mut [f32]) + Sync,
 ) {
-    let (rows, columns) = (out.len() / n, x.len() / n);
+    let columns = x.len() / n;
     let blocks = columns / BLOCK;
-    let multiply_rows = |first: usize, out: &mut [f32]| {
+    let multiply_rows = |(matrix, first, out): (&Matrix<'_>, usize, &mut [f32])| {
         let mut scales = vec![0f32; blocks];
-        for (idx, out) in out.chunks_mut(n).enumerate() {
-            source.scales.fill((first + idx) * blocks, &mut scales);
-            let packed = &source.packed[(first + idx) * (columns / 2)..][..columns / 2];
+        for (row, out) in (first..).zip(out.chunks_mut(n)) {
+            matrix.source.scales.fill(row * blocks, &mut scales);
+            let packed = &matrix.source.packed[row * (columns / 2)..][..columns / 2];
             for (x, out) in x.chunks(MAX_ROWS * columns).zip(out.chunks_mut(MAX_ROWS)) {
-                multiply_row(packed, &scales, x, out);
+                multiply_row(packed, &scales, matrix.rounding, x, out);
             }
         }
     };
-    if rows * columns * n <= SMALL {
-        return multiply_rows(0, out);
+    let is_small = out.len() * columns <= SMALL;
+    let task_rows = (TASK_PRODUCTS / (columns * n)).max(1);
+    let mut tasks = Vec::new();
+    let mut rest = out;
+    for matrix in matrices {
+        let (part, after) = rest.split_at_mut(matrix.rows * n);
+        let parts = part.chunks_mut(task_rows * n).enumerate();
+        tasks.extend(parts.map(|(task, out)| (matrix, task * task_rows, out)));
+        rest = after;
     }
-    let task_rows = (TASK_PRODUCTS / (columns * n)).clamp(1, rows);
-    out.par_chunks_mut(task_rows * n).enumerate().for_each(|(task, out)| multiply_rows(task * task_rows, out));
+    match is_small {
+        true => tasks.into_iter().for_each(multiply_rows),
+        false => tasks.into_par_iter().for_each(multiply_rows),
+    }
 }
 
 /// `out[row][i] = sum(weight[row] * x[i])` for a bf16 matrix, `n` rows of `x` `[n, columns]`; `out` is `[rows, n]`.
@@ -421,12 +458,14 @@ fn for_each_dense_row<T: Sync>(
     });
 }
 
-/// Reorders every `2 * lanes` values into those of the high nibbles, then those of the low ones.
+/// Reorders every `2 * lanes` values into those of the high nibbles, then those of the low ones. Rows are whole blocks.
 fn by_nibble<T: Copy>(x: &[T], lanes: usize) -> Vec<T> {
-    let mut out = Vec::with_capacity(x.len());
-    for part in x.chunks(2 * lanes) {
-        out.extend(part.iter().step_by(2));
-        out.extend(part.iter().skip(1).step_by(2));
+    let mut out = x.to_vec();
+    for (part, out) in x.chunks_exact(2 * lanes).zip(out.chunks_exact_mut(2 * lanes)) {
+        let (high, low) = out.split_at_mut(lanes);
+        for ((pair, high), low) in part.as_chunks::<2>().0.iter().zip(high).zip(low) {
+            [*high, *low] = *pair;
+        }
     }
     out
 }

@@ -19,31 +19,13 @@ const SUM_ROWS: usize = 64;
 /// Partial sums along a row.
 const LANES: usize = 16;
 
-/// Makes a function of a loop that is compiled for AVX-512 too, and chosen by the processor.
-macro_rules! for_each_processor {
-    ($(#[$doc:meta])* fn $name:ident($($arg:ident: $kind:ty),* $(,)?) $body:block) => {
-        $(#[$doc])*
-        fn $name($($arg: $kind),*) {
-            #[inline(always)]
-            fn portable($($arg: $kind),*) $body
-            #[cfg(target_arch = "x86_64")]
-            if super::Isa::Avx512.is_available() {
-                #[target_feature(enable = "avx512f,avx512bw,avx512vl,fma")]
-                fn wide($($arg: $kind),*) {
-                    portable($($arg),*)
-                }
-                // SAFETY: the processor has the instructions; AVX-512 comes with FMA.
-                return unsafe { wide($($arg),*) };
-            }
-            portable($($arg),*)
-        }
-    };
-}
-
 /// `w x / sqrt(mean(x^2) + eps)` for each row of `x` `[n, width]`, the quotient rounded before the product.
 pub fn rms_norm(x: &[bf16], weight: &[bf16], eps: f32, out: &mut [bf16]) {
     let width = weight.len().max(1);
     let rows = (TASK / width).max(1) * width;
+    if x.len() <= rows {
+        return norm_rows(x, weight, eps, out);
+    }
     x.par_chunks(rows).zip(out.par_chunks_mut(rows)).for_each(|(x, out)| norm_rows(x, weight, eps, out));
 }
 
@@ -60,6 +42,9 @@ pub fn rms_norm_backward(x: &[bf16], weight: &[bf16], eps: f32, grad: &[bf16], b
 
 /// `silu(gate) up`.
 pub fn gate(gate: &[bf16], up: &[bf16], out: &mut [bf16]) {
+    if out.len() <= TASK {
+        return gate_forward(gate, up, out);
+    }
     gate.par_chunks(TASK).zip(up.par_chunks(TASK)).zip(out.par_chunks_mut(TASK)).for_each(|((gate, up), out)| {
         gate_forward(gate, up, out);
     });
@@ -100,9 +85,28 @@ pub fn column_sums(a: &[bf16], b: &[bf16], out: &mut [f32]) {
     }
 }
 
+/// `out[i][row] = sums[row][i] + bias[row] + before[i][row]`, rounded once: `sums` is `[width, n]`, `before` and `out` `[n, width]`.
+pub fn add_and_round(sums: &[f32], n: usize, bias: Option<&[bf16]>, before: Option<&[bf16]>, out: &mut [bf16]) {
+    let width = sums.len() / n.max(1);
+    if width == 0 {
+        return;
+    }
+    let mut row = vec![0f32; width];
+    for (idx, out) in out.chunks_exact_mut(width).enumerate() {
+        row.iter_mut().zip(sums.iter().skip(idx).step_by(n)).for_each(|(to, sum)| *to = *sum);
+        if let Some(bias) = bias {
+            add_row(bias, &mut row);
+        }
+        if let Some(before) = before {
+            add_row(&before[idx * width..][..width], &mut row);
+        }
+        round_row(&row, out);
+    }
+}
+
 /// Rounds as [`bf16_bits`]; a value that is not finite stays so.
 #[inline(always)]
-fn narrow(value: f32) -> bf16 {
+pub(super) fn narrow(value: f32) -> bf16 {
     bf16::from_bits(bf16_bits(value))
 }
 
@@ -122,7 +126,7 @@ fn sum_of(a: &[bf16], b: &[bf16], term: impl Fn(f32, f32) -> f32) -> f32 {
 
 /// `e^x` to a few units in the last place, for every `x`; beyond the range of f32 its ends.
 #[inline(always)]
-fn exp(x: f32) -> f32 {
+pub(super) fn exp(x: f32) -> f32 {
     // Cody and Waite's reduction: x = n ln 2 + r, |r| <= ln 2 / 2; then the Taylor polynomial of e^r, whose next term is
     // below 2e-8.
     const LN_2_HIGH: f32 = 0.693_359_4;
@@ -220,5 +224,17 @@ for_each_processor! {
                 *sum += a.widen() * b.widen();
             }
         }
+    }
+}
+
+for_each_processor! {
+    fn add_row(x: &[bf16], sums: &mut [f32]) {
+        sums.iter_mut().zip(x).for_each(|(sum, x)| *sum += x.widen());
+    }
+}
+
+for_each_processor! {
+    fn round_row(x: &[f32], out: &mut [bf16]) {
+        out.iter_mut().zip(x).for_each(|(out, x)| *out = narrow(*x));
     }
 }
