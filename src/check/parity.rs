@@ -147,8 +147,8 @@ fn objectives() -> Vec<(&'static str, Batch, Weigh<'static>)> {
         })
         .collect();
     let (preferences, spans) = pack_preferences(&pairs, NllOn::All);
-    let by_logps: &'static dyn Fn(&[f32]) -> Vec<f32> =
-        Box::leak(Box::new(move |logps: &[f32]| orpo::loss(logps, &spans, 0.3, NllOn::All).1));
+    let by_logps: &'static dyn Fn(&Tensor) -> crate::train::Result<Tensor> =
+        Box::leak(Box::new(move |logps: &Tensor| orpo::weigh(logps, &spans, 0.3, NllOn::All)));
     vec![("SFT", pack_records(&records), Weigh::Uniform(0.01)), ("ORPO", preferences, Weigh::ByLogps(by_logps))]
 }
 

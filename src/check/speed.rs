@@ -13,7 +13,7 @@ use crate::tensor::cuda::Gpu;
 use crate::tensor::{Placement, Rng};
 use crate::text::Tokens;
 use crate::train::objective::orpo;
-use crate::train::{AdamW, Gradients, PreferenceTokens, Weigh, backward, pack_preferences, pack_records};
+use crate::train::{AdamW, Gradients, PreferenceTokens, Weigh, backward_on_device, pack_preferences, pack_records};
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -191,7 +191,7 @@ fn train(model: &mut Qwen2, case: Case, limits: Limits) -> Result<(usize, f64, u
         let records: Vec<Tokens> = (0..batch).map(|_| Tokens::new(ids(len), vec![true; len])).collect();
         (pack_records(&records), Vec::new())
     };
-    let by_logps = |logps: &[f32]| orpo::loss(logps, &spans, 0.1, NllOn::All).1;
+    let by_logps = |logps: &Tensor| orpo::weigh(logps, &spans, 0.1, NllOn::All);
     let weigh = match case.is_orpo() {
         true => Weigh::ByLogps(&by_logps),
         false => Weigh::Uniform(1.0 / packed.targets.len() as f64),
@@ -199,9 +199,9 @@ fn train(model: &mut Qwen2, case: Case, limits: Limits) -> Result<(usize, f64, u
     let mut gradients = Gradients::new(&parameters);
     let mut step = |model: &mut Qwen2| -> Result<()> {
         gradients.clear();
-        backward(model, &parameters, &mut gradients, &packed, &weigh, 1)?;
+        let _ = backward_on_device(model, (&parameters, &mut gradients), &packed, &weigh, 1)?;
         let norm = gradients.norm()?;
-        gradients.scale((1.0 / (norm + 1e-6)).min(1.0))?;
+        gradients.clip(&norm, 1.0)?;
         optimizer.step(&parameters, &gradients, 1e-5)?;
         model.parameters_changed();
         Ok(())

@@ -9,6 +9,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::Result;
 use super::packing::Segment;
+use crate::tensor::upload;
 
 /// How a packed row is laid out for the kernels.
 #[derive(Debug)]
@@ -38,7 +39,7 @@ impl Fused {
             if is_identity(rows) {
                 return Ok(None);
             }
-            Ok(Some(Tensor::f_from_slice(rows)?.f_to_device(device)?))
+            Ok(Some(upload(rows, device)?))
         };
         let mut unpack = vec![0i64; n_tokens];
         let (mut batches, mut n_rows) = (Vec::new(), 0);
@@ -58,11 +59,7 @@ impl Fused {
             }
             batches.push(Sequences { gather: place(&gather)?, n: members.len() as i64, len: len as i64 });
         }
-        let unpack = if n_rows == n_tokens as i64 {
-            place(&unpack)?
-        } else {
-            Some(Tensor::f_from_slice(&unpack)?.f_to_device(device)?)
-        };
+        let unpack = if n_rows == n_tokens as i64 { place(&unpack)? } else { Some(upload(&unpack, device)?) };
         Ok(Self { batches, unpack })
     }
 

@@ -3,10 +3,11 @@
 //! A record may branch: after a common trunk (a prompt) each branch (a chosen and a rejected answer) sees the trunk and
 //! itself, not the others, at the positions it would have if it followed the trunk alone.
 
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 use super::fused::Fused;
 use super::{Error, Result};
+use crate::tensor::upload;
 
 /// The most elements of one group's attention scores per head, so that memory grows with tokens, not their square.
 const MAX_GROUP_SCORES: i64 = 1 << 20;
@@ -84,7 +85,7 @@ impl Positions {
     /// When memory is short.
     pub fn new(positions: &[i64], device: Device) -> Result<Self> {
         let last = positions.iter().copied().max().unwrap_or(0);
-        Ok(Self { tensor: Tensor::f_from_slice(positions)?.f_to_device(device)?, last })
+        Ok(Self { tensor: upload(positions, device)?, last })
     }
 }
 
@@ -117,10 +118,10 @@ impl Packed {
             positions.extend(segment.tokens().iter().map(|&(position, _)| position as i64));
             start += segment.len() as i64;
         }
-        let to_device = |values: &[i64]| -> Result<Tensor> { Ok(Tensor::f_from_slice(values)?.f_to_device(device)?) };
+        let place = |values: &[i64]| -> Result<Tensor> { Ok(upload(values, device)?) };
         if device != Device::Cpu {
             return Ok(Self {
-                ids: to_device(ids)?,
+                ids: place(ids)?,
                 positions: Positions::new(&positions, device)?,
                 fused: Some(Fused::new(segments, device)?),
                 groups: Vec::new(),
@@ -151,11 +152,11 @@ impl Packed {
         }
         let is_identity = n_rows == ids.len() as i64 && unpack.iter().enumerate().all(|(idx, &row)| idx as i64 == row);
         Ok(Self {
-            ids: to_device(ids)?,
+            ids: place(ids)?,
             positions: Positions::new(&positions, device)?,
             fused: None,
             groups,
-            unpack: if is_identity { None } else { Some(to_device(&unpack)?) },
+            unpack: if is_identity { None } else { Some(place(&unpack)?) },
         })
     }
 
@@ -184,14 +185,10 @@ fn group(segments: &[Segment], members: &[(usize, i64)], len: usize, device: Dev
     }
     let shape = [if branching { members.len() as i64 } else { 1 }, 1, 1, len as i64, len as i64];
     Ok(Group {
-        gather: if is_identity && members.len() == segments.len() {
-            None
-        } else {
-            Some(Tensor::f_from_slice(&gather)?.f_to_device(device)?)
-        },
+        gather: if is_identity && members.len() == segments.len() { None } else { Some(upload(&gather, device)?) },
         n: members.len() as i64,
         len: len as i64,
-        mask: Tensor::f_from_slice(&hidden)?.f_reshape(shape)?.f_to_kind(Kind::Float)?.f_to_device(device)?,
+        mask: upload(&hidden, device)?.f_reshape(shape)?,
     })
 }
 

@@ -4,7 +4,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::packing::Positions;
 use super::{Error, Result};
-use crate::tensor::Placement;
+use crate::tensor::{Placement, move_to};
 
 /// The angles' speeds, from which the angles of any position are made when they are needed.
 #[derive(Debug)]
@@ -24,7 +24,7 @@ impl Rope {
         let options = (Kind::Float, Device::Cpu);
         let exponents = Tensor::f_arange_start_step(0, head_dim, 2, options)?.f_div_scalar(head_dim as f64)?;
         let inverse_frequencies = Tensor::f_pow_scalar(theta, &exponents)?.f_reciprocal()?.f_unsqueeze(0)?;
-        Ok(Self { inverse_frequencies: inverse_frequencies.f_to_device(device)?, max_positions })
+        Ok(Self { inverse_frequencies: move_to(&inverse_frequencies, device)?, max_positions })
     }
 
     /// Cosines and sines of the given positions `[n]`, each `[n, 1, head_dim / 2]` in the model's type.

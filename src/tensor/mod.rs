@@ -7,12 +7,14 @@ mod rng;
 mod safetensors;
 mod shards;
 pub mod threads;
+pub(crate) mod transfer;
 
 pub use finite::check_finite;
 pub use memory::{Element, LargeApart, Mapped, as_bytes, as_slice, as_slice_mut};
 pub use rng::{DropoutDraws, Rng};
 pub use safetensors::{Checkpoint, Metadata, pytorch_metadata, save};
 pub use shards::{Shards, Written};
+pub use transfer::{move_to, read, upload};
 
 use std::path::PathBuf;
 

@@ -13,6 +13,7 @@ use super::batch::Batch;
 use super::head::{score, score_and_weigh, score_with_gradient};
 use super::{Error, Result};
 use crate::model::{Keep, Kept, Packed, Parameter, Qwen2};
+use crate::tensor::{read, upload};
 
 /// Accumulated gradients, f32, in the order of the parameters. `None` until a parameter has had one.
 #[derive(Debug)]
@@ -53,26 +54,29 @@ impl Gradients {
         self.tensors.iter_mut().for_each(|gradient| *gradient = None);
     }
 
-    /// The Euclidean norm over all gradients.
+    /// The Euclidean norm over all gradients: `[]` f32, where they are.
     ///
     /// # Errors
     /// When a tensor operation fails.
-    pub fn norm(&self) -> Result<f64> {
+    pub fn norm(&self) -> Result<Tensor> {
         let norms: Vec<Tensor> =
             self.tensors.iter().flatten().map(|gradient| gradient.f_norm()).collect::<std::result::Result<_, _>>()?;
         if norms.is_empty() {
-            return Ok(0.0);
+            return Ok(Tensor::f_zeros([], (Kind::Float, Device::Cpu))?);
         }
-        Ok(Tensor::f_stack(&norms, 0)?.f_norm()?.f_double_value(&[])?)
+        Ok(Tensor::f_stack(&norms, 0)?.f_norm()?)
     }
 
-    /// Multiplies all gradients.
+    /// Scales all gradients down to `max_norm` where `norm`, theirs, is above it
+    /// (`torch.nn.utils.clip_grad_norm_`; the factor is computed in f64 and rounded once).
     ///
     /// # Errors
     /// When a tensor operation fails.
-    pub fn scale(&mut self, factor: f64) -> Result<()> {
+    pub fn clip(&mut self, norm: &Tensor, max_norm: f64) -> Result<()> {
+        let norm = norm.f_to_kind(Kind::Double)?.f_add_scalar(1e-6)?;
+        let factor = norm.f_full_like(max_norm)?.f_div(&norm)?.f_clamp_max(1.0)?.f_to_kind(Kind::Float)?;
         for gradient in self.tensors.iter_mut().flatten() {
-            let _ = gradient.f_mul_scalar_(factor)?;
+            let _ = gradient.f_mul_(&factor)?;
         }
         Ok(())
     }
@@ -88,11 +92,10 @@ struct Placed {
 impl Placed {
     fn new(model: &Qwen2, batch: &Batch) -> Result<Self> {
         let device = model.placement.device;
-        let place = |values: &[i64]| -> Result<Tensor> { Ok(Tensor::f_from_slice(values)?.f_to_device(device)?) };
         Ok(Self {
             packed: Packed::new(&batch.ids, &batch.segments, model.config.vocab_size, device)?,
-            rows: place(&batch.rows)?,
-            targets: place(&batch.targets)?,
+            rows: upload(&batch.rows, device)?,
+            targets: upload(&batch.targets, device)?,
         })
     }
 }
@@ -105,7 +108,7 @@ pub fn log_probabilities(model: &mut Qwen2, batch: &Batch) -> Result<Vec<f32>> {
     no_grad(|| {
         let placed = Placed::new(model, batch)?;
         let hidden = model.hidden_states(&placed.packed)?.f_index_select(0, &placed.rows)?;
-        to_vec(&score(model, &model.final_norm(&hidden)?, &placed.targets)?)
+        Ok(read(&score(model, &model.final_norm(&hidden)?, &placed.targets)?)?)
     })
 }
 
@@ -113,8 +116,8 @@ pub fn log_probabilities(model: &mut Qwen2, batch: &Batch) -> Result<Vec<f32>> {
 pub enum Weigh<'a> {
     /// Every target alike.
     Uniform(f64),
-    /// From the log-probabilities themselves.
-    ByLogps(&'a dyn Fn(&[f32]) -> Vec<f32>),
+    /// From the log-probabilities themselves, `[targets]` f32 on their device, to weights of the same shape.
+    ByLogps(&'a dyn Fn(&Tensor) -> Result<Tensor>),
 }
 
 /// Memory for what is kept of all blocks beyond their inputs. It saves a third of the matrix products of a step; the
@@ -163,7 +166,26 @@ pub fn backward(
     weigh: &Weigh<'_>,
     dropout_seed: u64,
 ) -> Result<Vec<f32>> {
-    backward_within(KEEP_BYTES, model, (parameters, gradients), batch, weigh, dropout_seed)
+    let logps = read(&backward_on_device(model, (parameters, gradients), batch, weigh, dropout_seed)?)?;
+    match logps.iter().find(|logp| !logp.is_finite()) {
+        Some(logp) => Err(Error::NotFinite { what: "log-probability", value: f64::from(*logp) }),
+        None => Ok(logps),
+    }
+}
+
+/// As [`backward`], for the work to be enqueued only: nothing is read from the device, so nobody has looked yet whether
+/// the log-probabilities, `[targets]` f32, are finite.
+///
+/// # Errors
+/// When a token is outside the vocabulary or memory is short.
+pub fn backward_on_device(
+    model: &mut Qwen2,
+    trained: (&[Parameter], &mut Gradients),
+    batch: &Batch,
+    weigh: &Weigh<'_>,
+    dropout_seed: u64,
+) -> Result<Tensor> {
+    backward_within(KEEP_BYTES, model, trained, batch, weigh, dropout_seed)
 }
 
 fn backward_within(
@@ -173,7 +195,7 @@ fn backward_within(
     batch: &Batch,
     weigh: &Weigh<'_>,
     dropout_seed: u64,
-) -> Result<Vec<f32>> {
+) -> Result<Tensor> {
     let placed = Placed::new(model, batch)?;
     let Placed { packed, rows, targets } = &placed;
     let seed_of = |idx: usize| Some(dropout_seed.wrapping_add(idx as u64));
@@ -205,11 +227,10 @@ fn backward_within(
     let hidden = normed.f_detach()?;
     let device = model.placement.device;
     let weights_of = |logps: &Tensor| -> Result<Tensor> {
-        let weights = match weigh {
-            Weigh::Uniform(weight) => vec![*weight as f32; batch.targets.len()],
-            Weigh::ByLogps(weigh) => weigh(&to_vec(logps)?),
-        };
-        Ok(Tensor::f_from_slice(&weights)?.f_to_device(device)?)
+        match weigh {
+            Weigh::Uniform(weight) => Ok(Tensor::f_full([batch.targets.len() as i64], *weight, (Kind::Float, device))?),
+            Weigh::ByLogps(weigh) => weigh(logps),
+        }
     };
     let scored = match lm_head {
         Some(_) => {
@@ -222,10 +243,7 @@ fn backward_within(
         }
         None => score_and_weigh(model, &hidden, targets, weights_of)?,
     };
-    let logps = to_vec(&scored.logps)?;
-    if let Some(logp) = logps.iter().find(|logp| !logp.is_finite()) {
-        return Err(Error::NotFinite { what: "log-probability", value: f64::from(*logp) });
-    }
+    let logps = scored.logps.shallow_clone();
     if let (Some(idx), Some(gradient)) = (lm_head, &scored.grad_weight) {
         gradients.add(idx, gradient)?;
     }
@@ -278,14 +296,6 @@ fn backward_within(
 fn pull_back(y: &Tensor, upstream: &Tensor, leaves: &[Tensor]) -> Result<Vec<Tensor>> {
     let product = y.f_mul(upstream)?.f_sum(y.f_kind()?)?;
     Ok(Tensor::f_run_backward(&[product], leaves, false, false)?)
-}
-
-fn to_vec(tensor: &Tensor) -> Result<Vec<f32>> {
-    let tensor = tensor.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?;
-    let mut values = vec![0f32; tensor.numel()];
-    let n = values.len();
-    tensor.f_copy_data(&mut values, n)?;
-    Ok(values)
 }
 
 #[cfg(test)]
@@ -376,7 +386,7 @@ mod tests {
         let logps = logits.log_softmax(-1, Kind::Float).gather(1, &placed.targets.unsqueeze(1), false).squeeze_dim(1);
         let loss = -(&logps * Tensor::from_slice(weights)).sum(Kind::Float);
         let leaves: Vec<Tensor> = model.parameters().iter().map(|p| p.tensor.shallow_clone()).collect();
-        (to_vec(&logps.detach()).unwrap(), Tensor::run_backward(&[loss], &leaves, false, false))
+        (read(&logps.detach()).unwrap(), Tensor::run_backward(&[loss], &leaves, false, false))
     }
 
     fn check(mut model: Qwen2, batch: &Batch) {
@@ -385,13 +395,14 @@ mod tests {
         let (expected_logps, expected) = whole_graph(&mut model, batch, &weights);
         let parameters = model.parameters();
         assert!(!parameters.is_empty());
-        let weigh = |_: &[f32]| weights.clone();
+        let weigh = |_: &Tensor| Ok(Tensor::from_slice(&weights));
         let mut by_level: Vec<Vec<Tensor>> = Vec::new();
         // Nothing kept, the ends, some blocks whole, everything.
         for keep_bytes in [0, 40_000, 100_000, usize::MAX] {
             let mut gradients = Gradients::new(&parameters);
             let trained = (parameters.as_slice(), &mut gradients);
             let logps = backward_within(keep_bytes, &mut model, trained, batch, &Weigh::ByLogps(&weigh), 7).unwrap();
+            let logps = read(&logps).unwrap();
             assert!(logps.iter().zip(&expected_logps).all(|(a, b)| (a - b).abs() < 1e-5));
             check_gradients(&parameters, &gradients, &expected);
             by_level.push(gradients.tensors.into_iter().flatten().collect());

@@ -1,10 +1,12 @@
 //! What is trained on: tokenized records, the loss and gradient of an optimizer step over them, and their evaluation.
 
+use tch::Tensor;
+
+use super::Result;
 use super::batch::{Batch, PreferenceSpans, PreferenceTokens, pack_preferences, pack_records};
 use super::objective::orpo;
-use super::step::{Gradients, Weigh, backward, log_probabilities};
+use super::step::{Gradients, Weigh, backward_on_device, log_probabilities};
 use super::window::Named;
-use super::{Error, Result};
 use crate::config::NllOn;
 use crate::model::{Parameter, Qwen2};
 use crate::stop::Stop;
@@ -22,19 +24,45 @@ pub enum Task {
 /// How the gradient of an optimizer step came out.
 #[derive(Debug)]
 pub(super) enum Accumulated {
-    Done {
-        loss: f64,
-        figures: Named,
-        n_tokens: u64,
-    },
+    Done(Scored),
     /// A stop was requested between two micro-batches.
     Stopped,
-    /// A micro-batch gave a figure that is not finite.
-    NotFinite {
-        micro_batch: usize,
-        what: &'static str,
-        value: f64,
-    },
+}
+
+/// The log-probabilities of an optimizer step, still on the device, and what makes figures of them.
+#[derive(Debug)]
+pub(super) struct Scored {
+    /// Of each micro-batch, `[targets]` f32.
+    pub logps: Vec<Tensor>,
+    pub n_tokens: u64,
+    /// Where the answers of each micro-batch are; none in SFT.
+    spans: Vec<Vec<PreferenceSpans>>,
+}
+
+impl Scored {
+    /// Loss and figures, from the log-probabilities of each micro-batch.
+    pub fn figures(&self, task: &Task, logps: &[&[f32]]) -> (f64, Named) {
+        match task {
+            Task::Sft { .. } => {
+                let n_targets = n_targets(logps.iter().map(|logps| logps.len()));
+                let sum_of = |logps: &&[f32]| logps.iter().map(|&logp| f64::from(logp)).sum::<f64>();
+                (-logps.iter().fold(0.0, |sum, logps| sum + sum_of(logps)) / n_targets, Vec::new())
+            }
+            Task::Orpo { beta, nll_on, .. } => {
+                let share = 1.0 / logps.len() as f64;
+                let mut mean = MeanFigures::default();
+                for (logps, spans) in logps.iter().zip(&self.spans) {
+                    mean.add(logps, spans, *beta, *nll_on, share);
+                }
+                (mean.loss, mean.others)
+            }
+        }
+    }
+}
+
+/// What the loss of an SFT step is divided by.
+fn n_targets(of_micro_batches: impl Iterator<Item = usize>) -> f64 {
+    of_micro_batches.sum::<usize>().max(1) as f64
 }
 
 impl Task {
@@ -107,56 +135,40 @@ pub(super) fn accumulate(
     seed: u64,
     stop: &Stop,
 ) -> Result<Accumulated> {
-    let mut n_tokens = 0;
-    let mut run = |idx: usize, batch: &Batch, weigh: &Weigh<'_>| {
-        n_tokens += batch.ids.len() as u64;
-        backward(model, parameters, gradients, batch, weigh, seed.wrapping_add((idx as u64) << 32))
-    };
-    let (loss, figures) = match task {
+    let mut scored = Scored { logps: Vec::new(), n_tokens: 0, spans: Vec::new() };
+    let batches: Vec<Batch> = match task {
         Task::Sft { train, .. } => {
-            let batches: Vec<Batch> =
-                micro_batches.iter().map(|records| pack_records(records.iter().map(|&idx| &train[idx]))).collect();
-            let n_targets = batches.iter().map(|batch| batch.targets.len()).sum::<usize>().max(1) as f64;
-            let mut sum = 0.0;
-            for (idx, batch) in batches.iter().enumerate() {
-                if stop.is_requested() {
-                    return Ok(Accumulated::Stopped);
-                }
-                match run(idx, batch, &Weigh::Uniform(1.0 / n_targets)) {
-                    Ok(logps) => sum += logps.iter().map(|&logp| f64::from(logp)).sum::<f64>(),
-                    Err(error) => return not_finite(error, idx),
-                }
-            }
-            (-sum / n_targets, Vec::new())
+            micro_batches.iter().map(|records| pack_records(records.iter().map(|&idx| &train[idx]))).collect()
         }
-        Task::Orpo { train, beta, nll_on, .. } => {
-            let share = 1.0 / micro_batches.len() as f64;
-            let mut mean = MeanFigures::default();
-            for (idx, records) in micro_batches.iter().enumerate() {
-                if stop.is_requested() {
-                    return Ok(Accumulated::Stopped);
-                }
-                let (batch, spans) = pack_preferences(records.iter().map(|&idx| &train[idx]), *nll_on);
-                let weigh = |logps: &[f32]| {
-                    let (_, weights) = orpo::loss(logps, &spans, *beta, *nll_on);
-                    weights.into_iter().map(|weight| weight * share as f32).collect()
-                };
-                match run(idx, &batch, &Weigh::ByLogps(&weigh)) {
-                    Ok(logps) => mean.add(&logps, &spans, *beta, *nll_on, share),
-                    Err(error) => return not_finite(error, idx),
-                }
-            }
-            (mean.loss, mean.others)
+        Task::Orpo { train, nll_on, .. } => {
+            let pack = |records: &&[usize]| pack_preferences(records.iter().map(|&idx| &train[idx]), *nll_on);
+            let (batches, spans) = micro_batches.iter().map(pack).unzip();
+            scored.spans = spans;
+            batches
         }
     };
-    Ok(Accumulated::Done { loss, figures, n_tokens })
-}
-
-fn not_finite(error: Error, micro_batch: usize) -> Result<Accumulated> {
-    match error {
-        Error::NotFinite { what, value } => Ok(Accumulated::NotFinite { micro_batch, what, value }),
-        other => Err(other),
+    let n_targets = n_targets(batches.iter().map(|batch| batch.targets.len()));
+    let share = 1.0 / micro_batches.len() as f64;
+    for (idx, batch) in batches.iter().enumerate() {
+        if stop.is_requested() {
+            return Ok(Accumulated::Stopped);
+        }
+        let by_logps;
+        let weigh = match task {
+            Task::Sft { .. } => Weigh::Uniform(1.0 / n_targets),
+            Task::Orpo { beta, nll_on, .. } => {
+                let spans = &scored.spans[idx];
+                by_logps = move |logps: &Tensor| -> Result<Tensor> {
+                    Ok(orpo::weigh(logps, spans, *beta, *nll_on)?.f_mul_scalar_(share)?)
+                };
+                Weigh::ByLogps(&by_logps)
+            }
+        };
+        let seed = seed.wrapping_add((idx as u64) << 32);
+        scored.logps.push(backward_on_device(model, (parameters, gradients), batch, &weigh, seed)?);
+        scored.n_tokens += batch.ids.len() as u64;
     }
+    Ok(Accumulated::Done(scored))
 }
 
 /// Weighted means of ORPO's figures.

@@ -5,12 +5,13 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
+use tch::Tensor;
 
 use super::checkpoint::{self, State, Trained};
 use super::optim::AdamW;
 use super::schedule::learning_rate_factor;
 use super::step::Gradients;
-use super::task::{Accumulated, Task, accumulate, evaluate};
+use super::task::{Accumulated, Scored, Task, accumulate, evaluate};
 use super::window::Named;
 use super::{Error, Result};
 use crate::config::{BestMetric, EvalStrategy, Training};
@@ -18,7 +19,7 @@ use crate::diag::Diagnostic;
 use crate::fsio;
 use crate::model::{Parameter, Qwen2};
 use crate::stop::{Stop, Stopped};
-use crate::tensor::Rng;
+use crate::tensor::{Rng, move_to, read};
 use crate::track::{Console, MetricsLog, Progress};
 
 /// Answers questions with the model and gives figures about the answers, under names without `eval_`.
@@ -161,10 +162,24 @@ pub fn run(model: &mut Qwen2, plan: &Plan<'_>, console: &Console, stop: &Stop) -
         log,
         progress,
         order: EpochOrder::default(),
+        unread: Vec::new(),
         clock: Instant::now(),
         stop,
     }
     .finish(console)
+}
+
+/// The most optimizer steps whose figures wait on the device, so that a run that diverged does not go on for long.
+const MAX_UNREAD: usize = 16;
+
+/// An optimizer step that was enqueued, and whose figures nobody has looked at.
+struct Unread {
+    step: u64,
+    /// The records of each.
+    micro_batches: Vec<Vec<usize>>,
+    scored: Scored,
+    /// `[]` f32.
+    grad_norm: Tensor,
 }
 
 /// A run under way.
@@ -181,6 +196,7 @@ struct Run<'a> {
     log: MetricsLog,
     progress: Progress,
     order: EpochOrder,
+    unread: Vec<Unread>,
     /// When `state.seconds` was last brought up to date.
     clock: Instant,
     stop: &'a Stop,
@@ -241,22 +257,11 @@ impl Run<'_> {
         let seed = Rng::named(training.seed, &format!("dropout.{step}")).next_u64();
         let trained = (self.parameters.as_slice(), &mut self.gradients);
         let accumulated = accumulate(self.model, self.plan.task, trained, &micro_batches, seed, self.stop)?;
-        let (loss, figures, n_tokens) = match accumulated {
-            Accumulated::Done { loss, figures, n_tokens } => (loss, figures, n_tokens),
-            Accumulated::Stopped => return Ok(false),
-            Accumulated::NotFinite { micro_batch, what, value } => {
-                return Err(self.diverged(what, value, micro_batches[micro_batch]));
-            }
-        };
-        let n_records = micro_batches.iter().map(|records| records.len() as u64).sum();
+        let Accumulated::Done(scored) = accumulated else { return Ok(false) };
+        let micro_batches: Vec<Vec<usize>> = micro_batches.iter().map(|records| records.to_vec()).collect();
         let grad_norm = self.gradients.norm()?;
-        if !loss.is_finite() || !grad_norm.is_finite() {
-            let (what, value) = if loss.is_finite() { ("gradient norm", grad_norm) } else { ("loss", loss) };
-            return Err(self.diverged(what, value, &micro_batches.concat()));
-        }
         if training.max_grad_norm > 0.0 {
-            // torch.nn.utils.clip_grad_norm_
-            self.gradients.scale((training.max_grad_norm / (grad_norm + 1e-6)).min(1.0))?;
+            self.gradients.clip(&grad_norm, training.max_grad_norm)?;
         }
         let n_warmup = training.n_warmup(self.length.steps);
         let factor = learning_rate_factor(training.lr_scheduler_type, step, n_warmup, self.length.steps);
@@ -265,14 +270,61 @@ impl Run<'_> {
         self.model.parameters_changed();
 
         self.state.global_step += 1;
-        self.state.n_tokens += n_tokens;
-        self.state.window.add(loss, figures, n_records, n_tokens);
-        self.progress.advance(1);
+        self.state.n_tokens += scored.n_tokens;
         let done = self.state.global_step;
+        self.unread.push(Unread { step: done, micro_batches, scored, grad_norm });
+        self.progress.advance(1);
         if done == self.length.steps || done.is_multiple_of(training.logging_steps.max(1)) {
-            self.log_window(grad_norm, learning_rate)?;
+            let grad_norm = self.settle()?;
+            self.log_window(grad_norm.unwrap_or(f64::NAN), learning_rate)?;
+        } else if self.unread.len() >= MAX_UNREAD {
+            self.settle()?;
         }
         Ok(true)
+    }
+
+    /// Reads the figures of the steps since the last time, all at once, and judges them. Gives the norm of the last step's
+    /// gradient when there was a step.
+    ///
+    /// Until then an update by a gradient that is not finite is in memory only: this comes before a line of the log, an
+    /// evaluation, a checkpoint and the end.
+    fn settle(&mut self) -> Result<Option<f64>> {
+        let unread = std::mem::take(&mut self.unread);
+        if unread.is_empty() {
+            return Ok(None);
+        }
+        let device = self.model.placement.device;
+        let mut tensors = Vec::new();
+        for step in &unread {
+            tensors.push(move_to(&step.grad_norm.f_view([1])?, device)?);
+            tensors.extend(step.scored.logps.iter().map(Tensor::shallow_clone));
+        }
+        let values = read(&Tensor::f_cat(&tensors, 0)?)?;
+        let mut rest = values.as_slice();
+        let mut take = |n: usize| {
+            let (taken, others) = rest.split_at(n);
+            rest = others;
+            taken
+        };
+        let mut last = None;
+        for Unread { step, micro_batches, scored, .. } in &unread {
+            let grad_norm = f64::from(take(1)[0]);
+            let logps: Vec<&[f32]> = scored.logps.iter().map(|logps| take(logps.numel())).collect();
+            for (logps, records) in logps.iter().zip(micro_batches) {
+                if let Some(logp) = logps.iter().find(|logp| !logp.is_finite()) {
+                    return Err(self.diverged(*step, "log-probability", f64::from(*logp), records));
+                }
+            }
+            let (loss, figures) = scored.figures(self.plan.task, &logps);
+            if !loss.is_finite() || !grad_norm.is_finite() {
+                let (what, value) = if loss.is_finite() { ("gradient norm", grad_norm) } else { ("loss", loss) };
+                return Err(self.diverged(*step, what, value, &micro_batches.concat()));
+            }
+            let n_records = micro_batches.iter().map(|records| records.len() as u64).sum();
+            self.state.window.add(loss, figures, n_records, scored.n_tokens);
+            last = Some(grad_norm);
+        }
+        Ok(last)
     }
 
     /// A line of `metrics.jsonl` with the names of transformers' trainer.
@@ -317,6 +369,7 @@ impl Run<'_> {
     /// Evaluates the step just taken. False when a stop was requested meanwhile: it is then still to be done.
     fn evaluate(&mut self) -> Result<bool> {
         let training = self.plan.training;
+        self.settle()?;
         self.state.window.pause();
         let max_tokens = training.per_device_train_batch_size * self.plan.task.longest();
         let batch_size = training.per_device_eval_batch_size;
@@ -324,7 +377,7 @@ impl Run<'_> {
             return Ok(false);
         };
         if !loss.is_finite() {
-            return Err(self.diverged("eval_loss", loss, &[]));
+            return Err(self.diverged(self.state.global_step, "eval_loss", loss, &[]));
         }
         if let Some(answer) = self.plan.answer {
             match answer(self.model) {
@@ -372,6 +425,7 @@ impl Run<'_> {
         if self.saved_step == Some(done) {
             return Ok(plan.out.join(format!("checkpoint-{done}")));
         }
+        self.settle()?;
         let now = Instant::now();
         self.state.seconds += now.duration_since(self.clock).as_secs_f64();
         self.clock = now;
@@ -408,11 +462,11 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn diverged(&self, what: &'static str, value: f64, records: &[usize]) -> Error {
+    /// `step` is the one that went wrong, or after which the evaluation did.
+    fn diverged(&self, step: u64, what: &'static str, value: f64, records: &[usize]) -> Error {
         Error::Diverged {
             stage: self.plan.name.to_owned(),
-            // The step that was under way, or the one that was evaluated.
-            step: self.state.global_step + u64::from(!records.is_empty()),
+            step,
             what,
             value,
             records: if records.is_empty() { None } else { Some(self.plan.source.name_of(records)) },
@@ -459,4 +513,100 @@ fn fingerprint(plan: &Plan<'_>, parameters: &[Parameter]) -> String {
     };
     let text = format!("{training:?}\n{}\n{objective}\n{:016x}\n{}", plan.shuffle, plan.task.hash(), shapes.join("\n"));
     fsio::sha256_bytes(text.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+    use crate::adapter::{Settings, TargetModules};
+    use crate::config::{NllOn, parse};
+    use crate::model::{Config, init, new_adapter, quantize};
+    use crate::tensor::Placement;
+    use crate::tensor::transfer::tests::n_reads;
+    use crate::text::Tokens;
+    use crate::train::PreferenceTokens;
+
+    /// Trains for 20 steps of two micro-batches. Gives the reads of the device that it took.
+    fn n_reads_of(task: &Task, more: &str) -> Result<u64> {
+        let config = Config {
+            vocab_size: 50,
+            hidden_size: 16,
+            intermediate_size: 24,
+            num_hidden_layers: 2,
+            num_attention_heads: 2,
+            num_key_value_heads: 1,
+            head_dim: 8,
+            rope_theta: 1e4,
+            rms_norm_eps: 1e-6,
+            tie_word_embeddings: true,
+            max_position_embeddings: 32,
+        };
+        let settings = Settings {
+            r: 4,
+            lora_alpha: 8.0,
+            lora_dropout: 0.1,
+            use_dora: true,
+            use_rslora: false,
+            target_modules: TargetModules::Pattern("all-linear".into()),
+            rank_pattern: Default::default(),
+            alpha_pattern: Default::default(),
+        };
+        let mut model = init(config, 3, Placement { device: Device::Cpu, dtype: Kind::Float }).unwrap();
+        quantize(&mut model).unwrap();
+        new_adapter(&mut model, &settings, 3).unwrap();
+        let text = format!(
+            "model: {{name: x, load_in_4bit: true}}\nlora: {{r: 4}}\ndata: {{train: x}}\ntraining:\n  max_steps: 20\n  \
+             per_device_train_batch_size: 2\n  gradient_accumulation_steps: 2\n{more}"
+        );
+        let training = parse("x", "x.yaml", &text, &[]).unwrap().stage.training;
+        let out = tempfile::tempdir().unwrap();
+        let trained = Trained::Adapter { settings: &settings, base_model: "x" };
+        let before = n_reads();
+        let plan = Plan::new("x", task, &training, trained, out.path());
+        run(&mut model, &plan, &Console::new(true), &Stop::default())?;
+        Ok(n_reads() - before)
+    }
+
+    fn tasks() -> [Task; 2] {
+        let ids = |rng: &mut Rng, len: usize| -> Vec<u32> { (0..len).map(|_| rng.below(50) as u32).collect() };
+        let mut rng = Rng::named(5, "records");
+        let records = (0..6).map(|idx| Tokens::new(ids(&mut rng, 6 + idx), vec![true; 6 + idx])).collect();
+        let pairs = (0..6).map(|idx| PreferenceTokens {
+            prompt: ids(&mut rng, 3),
+            chosen: ids(&mut rng, 2 + idx),
+            rejected: ids(&mut rng, 4),
+        });
+        let orpo = Task::Orpo { train: pairs.collect(), validation: Vec::new(), beta: 0.1, nll_on: NllOn::All };
+        [Task::Sft { train: records, validation: Vec::new() }, orpo]
+    }
+
+    #[test]
+    fn steps_read_the_device_only_for_a_line_of_the_log_a_checkpoint_or_a_full_list() {
+        for task in &tasks() {
+            for (more, expected) in [
+                ("  save_strategy: no\n  logging_steps: 5\n", 4),
+                ("  save_strategy: no\n  logging_steps: 1\n", 20),
+                // After 16 steps, and for the last line.
+                ("  save_strategy: no\n  logging_steps: 100\n", 2),
+                // After 8 and 16 steps, and for the last line.
+                ("  save_steps: 8\n  logging_steps: 100\n", 3),
+            ] {
+                assert_eq!(n_reads_of(task, more).unwrap(), expected, "{more}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_run_that_diverged_unread_names_the_step_that_did() {
+        let more = "  save_strategy: no\n  logging_steps: 100\n  learning_rate: 1e38\n  max_grad_norm: 0\n";
+        for task in &tasks() {
+            let error = n_reads_of(task, more).unwrap_err();
+            let Error::Diverged { step, records: Some(records), checkpoint: None, .. } = &error else {
+                panic!("{error}")
+            };
+            assert!((2..5).contains(step) && records.starts_with("records "), "{error}");
+        }
+    }
 }

@@ -7,6 +7,7 @@ use axismapper::config::NllOn;
 use axismapper::train::objective::orpo;
 use axismapper::train::{Gradients, PreferenceTokens, Weigh, backward, pack_preferences};
 use serde::Deserialize;
+use tch::Tensor;
 
 use super::golden::{self, assert_gradients, assert_near, tensors};
 
@@ -52,9 +53,9 @@ fn check(nll_on: NllOn, name: &str, n_batches: usize) {
             })
             .collect();
         let (batch, spans) = pack_preferences(&records, nll_on);
-        let weigh = |logps: &[f32]| {
-            let share = if idx < n_batches { 1.0 / n_batches as f32 } else { 0.0 };
-            orpo::loss(logps, &spans, expected.beta, nll_on).1.into_iter().map(|weight| share * weight).collect()
+        let weigh = |logps: &Tensor| {
+            let share = if idx < n_batches { 1.0 / n_batches as f64 } else { 0.0 };
+            Ok(orpo::weigh(logps, &spans, expected.beta, nll_on)? * share)
         };
         let logps = backward(&mut model, &parameters, &mut gradients, &batch, &Weigh::ByLogps(&weigh), 0).unwrap();
         let (figures, _) = orpo::loss(&logps, &spans, expected.beta, nll_on);

@@ -145,6 +145,35 @@ fn files_are_short_and_open_with_what_they_hold() {
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
+/// A read holds the host up until all enqueued work is done: `tensor::read` is the one way, and the trainer counts it.
+#[test]
+fn a_training_step_reads_no_device() {
+    let step = [
+        "src/train/head.rs",
+        "src/train/objective/orpo.rs",
+        "src/train/step.rs",
+        "src/train/task.rs",
+        "src/train/trainer.rs",
+        "src/model/attention.rs",
+        "src/model/block.rs",
+        "src/model/block_backward.rs",
+        "src/model/fused.rs",
+        "src/model/norm.rs",
+        "src/model/packing.rs",
+        "src/model/projection.rs",
+        "src/model/projection_backward.rs",
+        "src/model/rope.rs",
+    ];
+    let reads = ["double_value", "int64_value", "copy_data", "to_device(", "try_from(&", "f_item", "nonzero"];
+    for path in source_files().iter().filter(|path| step.contains(&name_of(path).as_str())) {
+        let text = std::fs::read_to_string(path).unwrap();
+        let code = text.split("#[cfg(test)]").next().unwrap();
+        for read in reads {
+            assert!(!code.contains(read), "{}: `{read}` may wait for a GPU", name_of(path));
+        }
+    }
+}
+
 #[test]
 fn unsafe_code_stays_in_its_rooms() {
     for path in source_files() {

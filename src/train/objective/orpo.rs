@@ -1,6 +1,10 @@
 //! ORPO (2403.07691, equations 6 to 9), with the definitions of TRL's trainer.
 
+use tch::{Device, Kind, Tensor};
+
 use crate::config::NllOn;
+use crate::tensor::{as_slice, upload};
+use crate::train::Result;
 use crate::train::batch::PreferenceSpans;
 
 /// Below this distance from probability 1 the odds are taken as those at it: `1 - exp(logp)` keeps its digits and
@@ -100,6 +104,66 @@ pub fn loss(logps: &[f32], spans: &[PreferenceSpans], beta: f64, nll_on: NllOn) 
     (figures, weights.into_iter().map(|weight| weight as f32).collect())
 }
 
+/// The weights that [`loss`] gives, from log-probabilities `[targets]` f32 on any device, and there. They are computed by
+/// [`loss`] itself on the CPU; elsewhere nothing is read from the device for them.
+///
+/// # Errors
+/// When a tensor operation fails.
+pub fn weigh(logps: &Tensor, spans: &[PreferenceSpans], beta: f64, nll_on: NllOn) -> Result<Tensor> {
+    match logps.device() {
+        Device::Cpu => {
+            let (_, weights) = loss(as_slice(&logps.f_contiguous()?)?, spans, beta, nll_on);
+            Ok(Tensor::f_from_slice(&weights)?)
+        }
+        _ => weigh_by_tensors(logps, spans, beta, nll_on),
+    }
+}
+
+/// The same by tensor operations in f64, in the notation of [`loss`]; its sums are in another order.
+fn weigh_by_tensors(logps: &Tensor, spans: &[PreferenceSpans], beta: f64, nll_on: NllOn) -> Result<Tensor> {
+    let (device, n_targets, n_pairs) = (logps.device(), logps.numel(), spans.len());
+    // The chosen answers, then the rejected ones.
+    let answers = || spans.iter().map(|span| &span.chosen).chain(spans.iter().map(|span| &span.rejected));
+    // Prompts belong to an answer of their own, which weighs nothing.
+    let mut answer_of = vec![2 * n_pairs as i64; n_targets];
+    let mut is_nll = vec![false; n_targets];
+    for (range, idx) in answers().zip(0i64..) {
+        answer_of[range.clone()].fill(idx);
+    }
+    for span in spans {
+        is_nll[span.chosen.clone()].fill(true);
+        is_nll[span.prompt.clone()].fill(nll_on == NllOn::All);
+    }
+    let per_nll = 1.0 / is_nll.iter().filter(|&&is_nll| is_nll).count().max(1) as f64;
+    let nll: Vec<f64> = is_nll.into_iter().map(|is_nll| if is_nll { per_nll } else { 0.0 }).collect();
+    let nll = upload(&nll, device)?;
+    if n_pairs == 0 {
+        return Ok(nll.f_to_kind(Kind::Float)?);
+    }
+    let lengths: Vec<f64> = answers().map(|range| range.len().max(1) as f64).collect();
+    let lengths = upload(&lengths, device)?.f_view([2, n_pairs as i64])?;
+
+    // One sum for each answer: added by index, the order of a sum, and so its last digit, would be the GPU's choice.
+    let logps = logps.f_to_kind(Kind::Double)?;
+    let sum = |range: &std::ops::Range<usize>| -> Result<Tensor> {
+        Ok(logps.f_narrow(0, range.start as i64, range.len() as i64)?.f_sum(Kind::Double)?)
+    };
+    let sums = Tensor::f_stack(&answers().map(sum).collect::<Result<Vec<_>>>()?, 0)?;
+    let means = sums.f_view([2, n_pairs as i64])?.f_div(&lengths)?;
+    let clamped = means.f_clamp_max(-MIN_NEG_LOGP)?;
+    let near = clamped.f_expm1()?.f_neg()?.f_log()?;
+    let log1m = near.f_where_self(&clamped.f_gt(-std::f64::consts::LN_2)?, &clamped.f_exp()?.f_neg()?.f_log1p()?)?;
+    let slopes = clamped.f_neg()?.f_exp()?.f_neg()?.f_add_scalar(1.0)?.f_reciprocal()?;
+    let slopes = slopes.f_where_self(&means.f_gt(-MIN_NEG_LOGP)?.f_logical_not()?, &slopes.f_zeros_like()?)?;
+    let difference = |rows: &Tensor| -> Result<Tensor> { Ok(rows.f_select(0, 0)?.f_sub(&rows.f_select(0, 1)?)?) };
+    let log_odds = difference(&means)?.f_sub(&difference(&log1m)?)?;
+    let pull = log_odds.f_exp()?.f_add_scalar(1.0)?.f_reciprocal()?.f_mul_scalar(beta / n_pairs as f64)?;
+    let pulls = Tensor::f_stack(&[pull.f_neg()?, pull], 0)?;
+    let weights = slopes.f_sub_scalar(1.0)?.f_mul(&pulls)?.f_div(&lengths)?.f_flatten(0, -1)?;
+    let weights = Tensor::f_cat(&[weights, Tensor::f_zeros([1], (Kind::Double, device))?], 0)?;
+    Ok(weights.f_index_select(0, &upload(&answer_of, device)?)?.f_add_(&nll)?.f_to_kind(Kind::Float)?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,6 +202,26 @@ mod tests {
                 let (figures, weights) = loss(&logps, &spans(), 0.1, NllOn::All);
                 assert!(figures.loss.is_finite() && weights.iter().all(|w| w.is_finite()), "{chosen} {rejected}");
             }
+        }
+    }
+
+    #[test]
+    fn weights_by_tensors_are_those_of_the_loops() {
+        let mut cases = vec![vec![-1.5f32, -0.2, -0.7, -0.1, -2.0, -0.4, -3.0, -0.05, -0.6, -0.3, -1.1]];
+        for logp in [0.0f32, -1e-30, -1e-9, -1e-7, -1e-6, -1e-3, -40.0] {
+            let answers =
+                |range: std::ops::Range<usize>| (0..11).map(move |idx| if range.contains(&idx) { logp } else { -2.0 });
+            cases.extend([answers(2..8).collect(), answers(5..6).collect(), answers(0..11).collect::<Vec<_>>()]);
+        }
+        for (logps, nll_on) in cases.iter().flat_map(|case| [(case, NllOn::All), (case, NllOn::Completion)]) {
+            let (_, expected) = loss(logps, &spans(), 0.3, nll_on);
+            let tensor = Tensor::from_slice(logps);
+            let found = weigh_by_tensors(&tensor, &spans(), 0.3, nll_on).unwrap();
+            for (found, expected) in as_slice::<f32>(&found).unwrap().iter().zip(&expected) {
+                // Sums in f64 in another order, then one rounding to f32: two neighbours at most.
+                assert!((found - expected).abs() <= 1.3e-7 * expected.abs(), "{found}, {expected} for {logps:?}");
+            }
+            assert_eq!(as_slice::<f32>(&weigh(&tensor, &spans(), 0.3, nll_on).unwrap()).unwrap(), expected);
         }
     }
 
