@@ -4,7 +4,8 @@
 #
 #   PYTHON=.venv/bin/python TOKENIZER=path/to/Qwen2.5-tokenizer ./scripts/bench_train.sh [WORK_DIR]
 #
-# PYTHON has tests/reference/requirements.txt installed. Runs alternate, so that other load meets both sides.
+# PYTHON has tests/reference/requirements.txt installed. Runs alternate, so that other load meets both sides. With
+# CHECKPOINTING=false both sides keep what their backward pass needs instead of computing blocks again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 work=${1:-bench-train}
@@ -26,6 +27,7 @@ for run in ${RUNS:-sft-dora-0.05 sft-lora-0.05 sft-dora-0 sft-lora-0 orpo-dora-0
     if [ "$objective" = orpo ]; then data=$work/data/orpo_train.jsonl batch=2; fi
     same=(--model "$work/model" --data "$data" --objective "$objective" --adapter "$adapter" --dropout "$dropout"
         --batch "$batch" --steps "$steps")
+    if [ "${CHECKPOINTING:-true}" = false ]; then same+=(--no-checkpointing); fi
     peer ours "${same[@]}" --binary "$binary" --out "$work/ours" 2>/dev/null | tail -1 | tee -a "$work/runs.jsonl"
     [ -n "${OURS_ONLY:-}" ] || peer run "${same[@]}" --out "$work/peer" 2>/dev/null | tail -1 | tee -a "$work/runs.jsonl"
 done

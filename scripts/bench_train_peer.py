@@ -65,7 +65,7 @@ def run(args) -> None:
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
     base = AutoModelForCausalLM.from_pretrained(args.model, quantization_config=quantization, dtype=torch.bfloat16)
-    base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=True)
+    base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=args.checkpointing)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     lora = LoraConfig(
         r=16,
@@ -86,7 +86,7 @@ def run(args) -> None:
         "optim": "adamw_torch",
         "bf16": True,
         "use_cpu": True,
-        "gradient_checkpointing": True,
+        "gradient_checkpointing": args.checkpointing,
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
         "report_to": "none",
         "save_strategy": "no",
@@ -138,6 +138,7 @@ def run(args) -> None:
                 "objective": args.objective,
                 "adapter": args.adapter,
                 "dropout": args.dropout,
+                "checkpointing": args.checkpointing,
                 "batch": args.batch,
                 "steps": args.steps,
                 "seconds_a_step": statistics.median(wall),
@@ -176,6 +177,7 @@ def ours(args) -> None:
             "optim": "adamw_torch",
             "save_strategy": "no",
             "logging_steps": 1,
+            "gradient_checkpointing": args.checkpointing,
         },
         "data": {"train": str(data), "shuffle": False},
     }
@@ -202,6 +204,7 @@ def ours(args) -> None:
                 "objective": args.objective,
                 "adapter": args.adapter,
                 "dropout": args.dropout,
+                "checkpointing": args.checkpointing,
                 "batch": args.batch,
                 "steps": args.steps,
                 "seconds_a_step": statistics.median(seconds[1:]),
@@ -217,9 +220,11 @@ def ours(args) -> None:
 
 def table(args) -> None:
     runs = [json.loads(line) for path in args.files for line in path.read_text().splitlines() if line.startswith("{")]
-    keys = ["objective", "adapter", "dropout"]
-    print("| objective | adapter | dropout | processor s/record peer | ours | ratio | wall ratio | peak GB peer | ours | share |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    keys = ["objective", "adapter", "dropout", "checkpointing"]
+    # Runs written before there was a choice were with checkpointing.
+    runs = [{"checkpointing": True} | run for run in runs]
+    print("| objective | adapter | dropout | checkpointing | processor s/record peer | ours | ratio | wall ratio | peak GB peer | ours | share |")
+    print("| --- " * 11 + "|")
     for mine in (run for run in runs if run["who"] == "ours"):
         same = [run for run in runs if run["who"] == "peer" and all(run[key] == mine[key] for key in keys)]
         if not same:
@@ -228,7 +233,8 @@ def table(args) -> None:
         cpu = [run["cpu_seconds_a_step"] / run["batch"] for run in (peer, mine)]
         wall = [run["seconds_a_step"] / run["batch"] for run in (peer, mine)]
         print(
-            f"| {mine['objective']} | {mine['adapter']} | {mine['dropout']} | {cpu[0]:.2f} | {cpu[1]:.2f} "
+            f"| {mine['objective']} | {mine['adapter']} | {mine['dropout']} | {str(mine['checkpointing']).lower()} "
+            f"| {cpu[0]:.2f} | {cpu[1]:.2f} "
             f"| {cpu[0] / cpu[1]:.1f} | {wall[0] / wall[1]:.1f} | {peer['peak_gb']:.2f} | {mine['peak_gb']:.2f} "
             f"| 1/{peer['peak_gb'] / mine['peak_gb']:.1f} |"
         )
@@ -249,6 +255,7 @@ def main() -> None:
         command.add_argument("--objective", choices=["sft", "orpo"], required=True)
         command.add_argument("--adapter", choices=["lora", "dora"], required=True)
         command.add_argument("--dropout", type=float, default=0.05)
+        command.add_argument("--no-checkpointing", dest="checkpointing", action="store_false")
         command.add_argument("--batch", type=int, default=4)
         command.add_argument("--steps", type=int, default=4)
         command.add_argument("--threads", type=int, default=os.cpu_count())

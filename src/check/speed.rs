@@ -13,7 +13,7 @@ use crate::tensor::cuda::Gpu;
 use crate::tensor::{Placement, Rng};
 use crate::text::Tokens;
 use crate::train::objective::orpo;
-use crate::train::{AdamW, Gradients, PreferenceTokens, Weigh, backward_on_device, pack_preferences, pack_records};
+use crate::train::{Activations, AdamW, Gradients, PreferenceTokens, Weigh, backward_on_device, pack_preferences, pack_records};
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -199,7 +199,7 @@ fn train(model: &mut Qwen2, case: Case, limits: Limits) -> Result<(usize, f64, u
     let mut gradients = Gradients::new(&parameters);
     let mut step = |model: &mut Qwen2| -> Result<()> {
         gradients.clear();
-        let _ = backward_on_device(model, (&parameters, &mut gradients), &packed, &weigh, 1)?;
+        let _ = backward_on_device(Activations::default(), model, (&parameters, &mut gradients), &packed, &weigh, 1)?;
         let norm = gradients.norm()?;
         gradients.clip(&norm, 1.0)?;
         optimizer.step(&parameters, &gradients, 1e-5)?;

@@ -54,6 +54,7 @@ pub const KEYS: &[(&str, &[&str])] = &[
             "predict_with_generate",
             "max_eval_samples",
             "gradient_checkpointing",
+            "activation_offloading",
             "seed",
         ],
     ),
@@ -225,7 +226,7 @@ pub(super) fn count_of(value: &Value) -> Option<u64> {
     value.as_u64().or_else(|| whole(number_of(value)?))
 }
 
-fn flag_of(value: &Value) -> Option<bool> {
+pub(super) fn flag_of(value: &Value) -> Option<bool> {
     match value.as_str() {
         Some("true" | "True" | "yes" | "on") => Some(true),
         Some("false" | "False" | "no" | "off") => Some(false),

@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::choice::Choice as _;
-use super::section::{Findings, Section, count_of, number_of, shown, word_of};
+use super::section::{Findings, Section, count_of, flag_of, number_of, shown, word_of};
 use super::{BestMetric, Dtype, Error, EvalStrategy, NllOn, Optim, Scheduler, Tracker};
 use crate::adapter::Patterns;
 use crate::fsio;
@@ -135,8 +135,12 @@ pub struct Training {
     pub predict_with_generate: bool,
     /// How many prompts it answers. Default 100.
     pub max_eval_samples: usize,
-    /// Always true: blocks are recomputed in the backward pass.
+    /// Whether the backward pass computes again what does not fit beside the blocks' inputs; else all of it is kept.
+    /// Default true (transformers: false).
     pub gradient_checkpointing: bool,
+    /// Whether the blocks' inputs wait for the backward pass in pinned memory of the host instead of the GPU's. Default
+    /// false.
+    pub activation_offloading: bool,
     /// Seed of every random draw. Default 42.
     pub seed: u64,
 }
@@ -404,13 +408,16 @@ fn read_training(mut section: Section<'_>, is_orpo: bool) -> Training {
             .unwrap_or(0.0),
         predict_with_generate: section.flag("predict_with_generate", false),
         max_eval_samples: size(section.count("max_eval_samples"), 100),
-        gradient_checkpointing: true,
+        // Unsloth's files name its own method here.
+        gradient_checkpointing: section
+            .get("gradient_checkpointing", "true or false", |value| match value.as_str() {
+                Some("unsloth") => Some(true),
+                _ => flag_of(value),
+            })
+            .unwrap_or(true),
+        activation_offloading: section.flag("activation_offloading", false),
         seed: section.get("seed", "a whole number", count_of).unwrap_or(42),
     };
-    // Unsloth's files name a method here instead of true.
-    if section.take("gradient_checkpointing") == Some(Value::Bool(false)) {
-        section.findings.warn("training.gradient_checkpointing", "is always on; false is ignored");
-    }
     section.finish();
     training
 }

@@ -9,7 +9,7 @@ pub(super) fn is_known(key: &str) -> bool {
 /// `ORPOConfig` (TRL 1.16), `BitsAndBytesConfig`, and Unsloth's `from_pretrained`.
 #[rustfmt::skip]
 const UNUSED: &[&str] = &[
-    "accelerator_config", "activation_checkpointing", "activation_checkpointing_kwargs", "activation_offloading",
+    "accelerator_config", "activation_checkpointing", "activation_checkpointing_kwargs",
     "adam_beta1", "adam_beta2", "adam_epsilon", "alora_invocation_tokens", "arrow_config", "assistant_only_loss",
     "attn_implementation", "auto_find_batch_size", "average_tokens_across_devices", "batch_eval_metrics", "bf16",
     "bf16_full_eval", "bias", "bnb_4bit_compute_dtype", "bnb_4bit_quant_storage", "bnb_4bit_quant_type",

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::size_text;
 use crate::adapter;
-use crate::config::{Dtype, EvalStrategy, Optim, StageConfig};
+use crate::config::{Dtype, EvalStrategy, Lora, Optim, StageConfig};
 use crate::fsio;
 use crate::model::{Config, count_parameters, estimate_bytes};
 use crate::pipeline::{Preview, adapter_settings};
@@ -118,14 +118,34 @@ pub fn footprint(
     };
     let trained = n_trained * (value_bytes + 4) + (n_trained as f64 * state_bytes) as u64;
     let per_token = 6 * hidden + 3 * inner;
-    let kept =
-        layers * largest_batch * hidden * width + (KEEP_BYTES as u64).min(layers * largest_batch * per_token * width);
-    let largest_layer = shape.projections().iter().map(|(_, [n, m], _)| size(n * m)).max().unwrap_or(0);
     let scores = size(shape.num_attention_heads) * longest * longest * 4;
+    let besides = match (stage.training.gradient_checkpointing, &stage.lora) {
+        (true, _) => (KEEP_BYTES as u64).min(layers * largest_batch * per_token * width),
+        (false, Some(lora)) => layers * largest_batch * kept_whole(shape, lora) * width,
+        // Graphs of all blocks.
+        (false, None) => layers * (2 * largest_batch * per_token * width + 2 * scores),
+    };
+    let kept = layers * largest_batch * hidden * width + besides;
+    let largest_layer = shape.projections().iter().map(|(_, [n, m], _)| size(n * m)).max().unwrap_or(0);
     let block = largest_layer * width + 2 * largest_batch * per_token * width + 2 * scores;
     // Logits in the model's type and in 32 bits.
     let head = (CHUNK_ROWS as u64).min(largest_batch) * size(shape.vocab_size) * (width + 4);
     Ok(Footprint { weights, trained, kept, block, head, program: PROGRAM_BYTES })
+}
+
+/// What a block leaves of a token besides its input when all projections are kept, in elements: the input of the MLP, the
+/// outputs of projections but those back to the hidden size, and with DoRA its own products of all of them, which without
+/// dropout stand for the outputs.
+fn kept_whole(shape: &Config, lora: &Lora) -> u64 {
+    let widths: Vec<i64> = shape.projections().iter().map(|(_, [n_out, _], _)| *n_out).collect();
+    let all: i64 = widths.iter().sum();
+    let outputs = all - 2 * shape.hidden_size;
+    let products = match (lora.use_dora, lora.lora_dropout > 0.0) {
+        (false, _) => outputs,
+        (true, false) => all,
+        (true, true) => outputs + all,
+    };
+    (shape.hidden_size + products + widths.len() as i64 * lora.r).max(0) as u64
 }
 
 /// The parameters of a stage's adapter.
@@ -336,6 +356,23 @@ mod tests {
         let few = stage("use_dora: false", "adamw_torch");
         let full = StageConfig { lora: None, ..few };
         assert_eq!(count_adapter(&half, &full).unwrap(), 0);
+    }
+
+    #[test]
+    fn without_checkpointing_every_block_is_kept() {
+        let half = qwen(896, 4864, 24, 14, 2, true);
+        let of = |lora: &str, checkpointing: bool| {
+            let mut stage = stage(lora, "adamw_torch");
+            stage.training.gradient_checkpointing = checkpointing;
+            footprint(&half, &stage, 2048, 512).unwrap().kept
+        };
+        // bf16; the input, that of the MLP, q, k, v, gate, up, and seven products with A.
+        let lora = 24 * 2048 * 2 * (2 * 896 + 896 + 128 + 128 + 4864 + 4864 + 7 * 16);
+        assert_eq!(of("use_dora: false", false), lora);
+        // And o and down.
+        assert_eq!(of("use_dora: true, lora_dropout: 0.0", false), lora + 24 * 2048 * 2 * 2 * 896);
+        assert!(of("use_dora: true, lora_dropout: 0.1", false) > of("use_dora: true, lora_dropout: 0.0", false));
+        assert!(of("use_dora: false", true) < lora);
     }
 
     #[test]

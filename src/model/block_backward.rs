@@ -4,7 +4,7 @@
 //! the MLP are differentiated here; attention's core, which is small, is left to autograd. The graph of the whole block,
 //! [`Block::forward`], is the oracle of the tests.
 
-use tch::{Tensor, no_grad, with_grad};
+use tch::{Device, Tensor, no_grad, with_grad};
 
 use super::attention::{Context, attend};
 use super::block::Block;
@@ -15,6 +15,7 @@ use super::projection_backward::Part;
 use super::rope::Rotation;
 use super::{Config, Result};
 use crate::quant::rows;
+use crate::tensor::move_to;
 
 // Indices into `Block::projections`.
 const Q: usize = 0;
@@ -70,6 +71,15 @@ struct Mlp {
 impl Kept {
     fn input(x: &Tensor) -> Self {
         Self { input: x.shallow_clone(), middle: None, parts: [const { None }; 7] }
+    }
+
+    /// Moves the block's input to a device, without waiting for it.
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub fn move_input(&mut self, device: Device) -> Result<()> {
+        self.input = move_to(&self.input, device)?;
+        Ok(())
     }
 
     /// Forgets what is not to be kept.

@@ -15,7 +15,7 @@ pub use batch::{Batch, PreferenceTokens, pack_preferences, pack_records};
 pub use head::{CHUNK_ROWS, Scored, score};
 pub use optim::AdamW;
 pub use schedule::learning_rate_factor;
-pub use step::{Gradients, KEEP_BYTES, Weigh, backward, backward_on_device, log_probabilities};
+pub use step::{Activations, Gradients, KEEP_BYTES, Weigh, backward, backward_on_device, log_probabilities};
 pub use task::Task;
 pub use trainer::{AnswerQuestions, Length, Observe, Outcome, Plan, Source, run};
 pub use window::{Named, Window};

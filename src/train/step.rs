@@ -3,17 +3,18 @@
 //! Forward keeps each block's input, and within a bound what is worth keeping besides. Backward visits the blocks last to
 //! first and computes the rest again: where only adapters are trained, gradients are written out by hand
 //! ([`Qwen2::block_backward`]); else the block is run again with a graph. Peak memory is the weights, what is kept, and
-//! one block (gradient checkpointing of Chen et al., 1604.06174, one segment a block).
+//! one block (gradient checkpointing of Chen et al., 1604.06174, one segment a block). Without checkpointing there is no
+//! bound, and blocks that need a graph keep theirs.
 
 use std::collections::HashMap;
 
-use tch::{Device, Kind, Tensor, no_grad};
+use tch::{Device, Kind, Tensor, no_grad, with_grad};
 
 use super::batch::Batch;
 use super::head::{score, score_and_weigh, score_with_gradient};
 use super::{Error, Result};
 use crate::model::{Keep, Kept, Packed, Parameter, Qwen2};
-use crate::tensor::{read, upload};
+use crate::tensor::{move_to, read, upload};
 
 /// Accumulated gradients, f32, in the order of the parameters. `None` until a parameter has had one.
 #[derive(Debug)]
@@ -124,12 +125,41 @@ pub enum Weigh<'a> {
 /// result is the same with less.
 pub const KEEP_BYTES: usize = 256 << 20;
 
+/// What the forward pass leaves for the backward pass, and where. The result is the same with either.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Activations {
+    /// Keep no more than [`KEEP_BYTES`] beyond the blocks' inputs.
+    pub checkpointing: bool,
+    /// Leave the blocks' inputs, where they are not part of a graph, in pinned memory of the host.
+    pub offloading: bool,
+}
+
+impl Default for Activations {
+    fn default() -> Self {
+        Self { checkpointing: true, offloading: false }
+    }
+}
+
 /// What the forward pass leaves of a block.
 enum Saved {
     /// The input: the block runs again with a graph.
     Input(Tensor),
+    /// The input, which is a leaf, and the output with the graph between them.
+    Graph(Tensor, Tensor),
     /// What the backward pass by hand needs.
     Kept(Box<Kept>),
+}
+
+impl Saved {
+    /// Moves a block's input to a device, without waiting for it.
+    fn move_input(&mut self, device: Device) -> Result<()> {
+        match self {
+            Self::Input(input) => *input = move_to(input, device)?,
+            Self::Kept(kept) => kept.move_input(device)?,
+            Self::Graph(..) => (),
+        }
+        Ok(())
+    }
 }
 
 /// Decides how much is kept of each block, so that all of them stay within a bound.
@@ -166,7 +196,8 @@ pub fn backward(
     weigh: &Weigh<'_>,
     dropout_seed: u64,
 ) -> Result<Vec<f32>> {
-    let logps = read(&backward_on_device(model, (parameters, gradients), batch, weigh, dropout_seed)?)?;
+    let trained = (parameters, gradients);
+    let logps = read(&backward_on_device(Activations::default(), model, trained, batch, weigh, dropout_seed)?)?;
     match logps.iter().find(|logp| !logp.is_finite()) {
         Some(logp) => Err(Error::NotFinite { what: "log-probability", value: f64::from(*logp) }),
         None => Ok(logps),
@@ -179,17 +210,19 @@ pub fn backward(
 /// # Errors
 /// When a token is outside the vocabulary or memory is short.
 pub fn backward_on_device(
+    activations: Activations,
     model: &mut Qwen2,
     trained: (&[Parameter], &mut Gradients),
     batch: &Batch,
     weigh: &Weigh<'_>,
     dropout_seed: u64,
 ) -> Result<Tensor> {
-    backward_within(KEEP_BYTES, model, trained, batch, weigh, dropout_seed)
+    let keep_bytes = if activations.checkpointing { KEEP_BYTES } else { usize::MAX };
+    backward_within((keep_bytes, activations), model, trained, batch, weigh, dropout_seed)
 }
 
 fn backward_within(
-    keep_bytes: usize,
+    (keep_bytes, activations): (usize, Activations),
     model: &mut Qwen2,
     (parameters, gradients): (&[Parameter], &mut Gradients),
     batch: &Batch,
@@ -204,6 +237,8 @@ fn backward_within(
     let by_hand = model.trains_adapters_only();
     let mut saved = Vec::with_capacity(n_blocks);
     let mut keeper = Keeper { sizes: None, n_blocks, n_whole: 0, bound: keep_bytes };
+    let embedding = gradients.index_of("model.embed_tokens.weight");
+    let needs_input = |idx: usize| idx > 0 || embedding.is_some();
     let last = no_grad(|| -> Result<Tensor> {
         let mut x = model.embed(&packed.ids)?;
         for idx in 0..n_blocks {
@@ -212,15 +247,22 @@ fn backward_within(
                 keeper.sizes.get_or_insert([Keep::Ends, Keep::All].map(|keep| kept.size_bytes(keep)));
                 saved.push(Saved::Kept(Box::new(kept.reduced(keeper.next()))));
                 x = y;
-            } else {
+            } else if activations.checkpointing {
                 let y = model.run_block(idx, &x, &rotation, packed, seed_of(idx))?;
                 saved.push(Saved::Input(std::mem::replace(&mut x, y)));
+            } else {
+                let leaf = x.f_detach()?.f_set_requires_grad(needs_input(idx))?;
+                let y = with_grad(|| model.run_block(idx, &leaf, &rotation, packed, seed_of(idx)))?;
+                x = y.f_detach()?;
+                saved.push(Saved::Graph(leaf, y));
+            }
+            if let (true, Some(saved)) = (activations.offloading, saved.last_mut()) {
+                saved.move_input(Device::Cpu)?;
             }
         }
         Ok(x)
     })?;
 
-    let embedding = gradients.index_of("model.embed_tokens.weight");
     let lm_head = if model.head.lm_head.is_some() { gradients.index_of("lm_head.weight") } else { embedding };
     let scored_hidden = no_grad(|| last.f_index_select(0, rows))?.f_set_requires_grad(true)?;
     let normed = model.final_norm(&scored_hidden)?;
@@ -258,24 +300,35 @@ fn backward_within(
     let mut upstream = no_grad(|| last.f_zeros_like()?.f_index_add_(0, rows, &through_norm[0]))?;
     drop((scored, normed, hidden, scored_hidden, last));
 
+    if let Some(last) = saved.last_mut() {
+        last.move_input(device)?;
+    }
     for idx in (0..n_blocks).rev() {
-        let Some(saved) = saved.pop() else { break };
-        let needs_input = idx > 0 || embedding.is_some();
+        let Some(own_saved) = saved.pop() else { break };
+        // One block ahead, so that the copy is under way before it is needed.
+        if let Some(next) = saved.last_mut() {
+            next.move_input(device)?;
+        }
+        let needs_input = needs_input(idx);
         let own: Vec<usize> = (0..parameters.len()).filter(|&p| parameters[p].block == Some(idx)).collect();
         if own.is_empty() && !needs_input {
             break;
         }
-        let (through, pulled) = match saved {
+        let pull = |x: Tensor, y: &Tensor| -> Result<(Option<Tensor>, Vec<Tensor>)> {
+            let mut leaves: Vec<Tensor> = own.iter().map(|&p| parameters[p].tensor.shallow_clone()).collect();
+            leaves.extend(needs_input.then_some(x));
+            let mut pulled = pull_back(y, &upstream, &leaves)?;
+            Ok((if needs_input { pulled.pop() } else { None }, pulled))
+        };
+        let (through, pulled) = match own_saved {
             Saved::Kept(kept) => {
                 model.block_backward(idx, *kept, &upstream, needs_input, (&rotation, packed), seed_of(idx))?
             }
+            Saved::Graph(x, y) => pull(x, &y)?,
             Saved::Input(input) => {
                 let x = input.f_detach()?.f_set_requires_grad(needs_input)?;
                 let y = model.run_block(idx, &x, &rotation, packed, seed_of(idx))?;
-                let mut leaves: Vec<Tensor> = own.iter().map(|&p| parameters[p].tensor.shallow_clone()).collect();
-                leaves.extend(needs_input.then_some(x));
-                let mut pulled = pull_back(&y, &upstream, &leaves)?;
-                (if needs_input { pulled.pop() } else { None }, pulled)
+                pull(x, &y)?
             }
         };
         upstream = through.unwrap_or(upstream);
@@ -397,11 +450,19 @@ mod tests {
         assert!(!parameters.is_empty());
         let weigh = |_: &Tensor| Ok(Tensor::from_slice(&weights));
         let mut by_level: Vec<Vec<Tensor>> = Vec::new();
-        // Nothing kept, the ends, some blocks whole, everything.
-        for keep_bytes in [0, 40_000, 100_000, usize::MAX] {
+        let kept = |checkpointing, offloading| Activations { checkpointing, offloading };
+        // Nothing kept, the ends, some blocks whole, everything, graphs; inputs in the host's memory.
+        for limits in [
+            (0, kept(true, false)),
+            (40_000, kept(true, false)),
+            (100_000, kept(true, true)),
+            (usize::MAX, kept(true, false)),
+            (usize::MAX, kept(false, false)),
+            (usize::MAX, kept(false, true)),
+        ] {
             let mut gradients = Gradients::new(&parameters);
             let trained = (parameters.as_slice(), &mut gradients);
-            let logps = backward_within(keep_bytes, &mut model, trained, batch, &Weigh::ByLogps(&weigh), 7).unwrap();
+            let logps = backward_within(limits, &mut model, trained, batch, &Weigh::ByLogps(&weigh), 7).unwrap();
             let logps = read(&logps).unwrap();
             assert!(logps.iter().zip(&expected_logps).all(|(a, b)| (a - b).abs() < 1e-5));
             check_gradients(&parameters, &gradients, &expected);

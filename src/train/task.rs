@@ -5,7 +5,7 @@ use tch::Tensor;
 use super::Result;
 use super::batch::{Batch, PreferenceSpans, PreferenceTokens, pack_preferences, pack_records};
 use super::objective::orpo;
-use super::step::{Gradients, Weigh, backward_on_device, log_probabilities};
+use super::step::{Activations, Gradients, Weigh, backward_on_device, log_probabilities};
 use super::window::Named;
 use crate::config::NllOn;
 use crate::model::{Parameter, Qwen2};
@@ -132,7 +132,7 @@ pub(super) fn accumulate(
     task: &Task,
     (parameters, gradients): (&[Parameter], &mut Gradients),
     micro_batches: &[&[usize]],
-    seed: u64,
+    (seed, activations): (u64, Activations),
     stop: &Stop,
 ) -> Result<Accumulated> {
     let mut scored = Scored { logps: Vec::new(), n_tokens: 0, spans: Vec::new() };
@@ -165,7 +165,7 @@ pub(super) fn accumulate(
             }
         };
         let seed = seed.wrapping_add((idx as u64) << 32);
-        scored.logps.push(backward_on_device(model, (parameters, gradients), batch, &weigh, seed)?);
+        scored.logps.push(backward_on_device(activations, model, (parameters, gradients), batch, &weigh, seed)?);
         scored.n_tokens += batch.ids.len() as u64;
     }
     Ok(Accumulated::Done(scored))

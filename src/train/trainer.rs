@@ -10,7 +10,7 @@ use tch::Tensor;
 use super::checkpoint::{self, State, Trained};
 use super::optim::AdamW;
 use super::schedule::learning_rate_factor;
-use super::step::Gradients;
+use super::step::{Activations, Gradients};
 use super::task::{Accumulated, Scored, Task, accumulate, evaluate};
 use super::window::Named;
 use super::{Error, Result};
@@ -255,8 +255,12 @@ impl Run<'_> {
 
         self.gradients.clear();
         let seed = Rng::named(training.seed, &format!("dropout.{step}")).next_u64();
+        let activations = Activations {
+            checkpointing: training.gradient_checkpointing,
+            offloading: training.activation_offloading,
+        };
         let trained = (self.parameters.as_slice(), &mut self.gradients);
-        let accumulated = accumulate(self.model, self.plan.task, trained, &micro_batches, seed, self.stop)?;
+        let accumulated = accumulate(self.model, self.plan.task, trained, &micro_batches, (seed, activations), self.stop)?;
         let Accumulated::Done(scored) = accumulated else { return Ok(false) };
         let micro_batches: Vec<Vec<usize>> = micro_batches.iter().map(|records| records.to_vec()).collect();
         let grad_norm = self.gradients.norm()?;
@@ -509,6 +513,9 @@ fn fingerprint(plan: &Plan<'_>, parameters: &[Parameter]) -> String {
         save_total_limit: None,
         logging_steps: 0,
         report_to: Vec::new(),
+        // Neither changes a number, and memory may be what a run was stopped for.
+        gradient_checkpointing: true,
+        activation_offloading: false,
         ..plan.training.clone()
     };
     let text = format!("{training:?}\n{}\n{objective}\n{:016x}\n{}", plan.shuffle, plan.task.hash(), shapes.join("\n"));

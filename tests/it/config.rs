@@ -157,6 +157,19 @@ fn four_bits_need_an_adapter_and_a_best_model_an_evaluation() {
 }
 
 #[test]
+fn checkpointing_can_be_turned_off_and_offloading_on() {
+    let of = |more: &str| {
+        let training = read(&format!("{LEAST}training: {{{more}}}\n")).training;
+        (training.gradient_checkpointing, training.activation_offloading)
+    };
+    assert_eq!(of(""), (true, false));
+    assert_eq!(of("gradient_checkpointing: false, activation_offloading: true"), (false, true));
+    assert_eq!(of("gradient_checkpointing: unsloth"), (true, false));
+    let found = faults(&format!("{LEAST}training: {{gradient_checkpointing: 3, activation_offloading: cpu}}\n"));
+    assert_eq!(found.len(), 2, "{found:?}");
+}
+
+#[test]
 fn a_file_for_hugging_face_loads_with_warnings() {
     let text = format!(
         "{LEAST}training: {{output_dir: x, bf16: true, report_to: [tensorboard, wandb], gradient_checkpointing: unsloth, \

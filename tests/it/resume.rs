@@ -106,7 +106,8 @@ fn checkpoints(dir: &Path) -> Vec<String> {
 
 const RATE: &str = "  learning_rate: 1e-2\n  save_total_limit: 2\n  logging_steps: 1\n";
 
-fn check_resumed(optim: &str) {
+/// `then` are lines for the resumed run only.
+fn check_resumed(optim: &str, then: &str) {
     let (whole, cut) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let more = format!("{RATE}  optim: {optim}\n");
     let expected = train(whole.path(), &Stop::default(), false, &more).unwrap().0;
@@ -119,7 +120,7 @@ fn check_resumed(optim: &str) {
     let before = newest(cut.path()).unwrap().unwrap();
     assert!(before.ends_with("checkpoint-8"), "{} after {}", before.display(), last.display());
     // Whole tensors would drown the message.
-    assert!(train(cut.path(), &Stop::default(), true, &more).unwrap().0 == expected, "the adapters differ");
+    assert!(train(cut.path(), &Stop::default(), true, &(more + then)).unwrap().0 == expected, "the adapters differ");
 
     let (whole, cut) = (log(whole.path()), log(cut.path()));
     assert_eq!(whole.len(), 12);
@@ -131,12 +132,17 @@ fn check_resumed(optim: &str) {
 
 #[test]
 fn a_resumed_run_ends_with_the_same_bytes() {
-    check_resumed("adamw_torch");
+    check_resumed("adamw_torch", "");
 }
 
 #[test]
 fn a_resumed_run_with_eight_bit_moments_ends_with_the_same_bytes() {
-    check_resumed("paged_adamw_8bit");
+    check_resumed("paged_adamw_8bit", "");
+}
+
+#[test]
+fn a_run_resumed_with_another_use_of_memory_ends_with_the_same_bytes() {
+    check_resumed("adamw_torch", "  gradient_checkpointing: false\n  activation_offloading: true\n");
 }
 
 #[test]
