@@ -13,7 +13,9 @@ use crate::tensor::cuda::Gpu;
 use crate::tensor::{Placement, Rng};
 use crate::text::Tokens;
 use crate::train::objective::orpo;
-use crate::train::{Activations, AdamW, Gradients, PreferenceTokens, Weigh, backward_on_device, pack_preferences, pack_records};
+use crate::train::{
+    Activations, AdamW, Gradients, PreferenceTokens, Weigh, backward_on_device, pack_preferences, pack_records,
+};
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -133,7 +133,7 @@ fn train_stage(
         None => Trained::All,
     };
     let questions = load_sample(config)?;
-    let answer = |model: &mut Qwen2| figures_of_answers(model, tokenizer, &questions, config, stop);
+    let answer = |model: &mut Qwen2| figures_of_answers(model, tokenizer, &questions, config, (console, stop));
     let plan = Plan {
         shuffle: config.data.shuffle,
         resume: request.resume,
@@ -192,12 +192,14 @@ fn figures_of_answers(
     tokenizer: &Tokenizer,
     questions: &[Question],
     config: &StageConfig,
-    stop: &Stop,
+    (console, stop): (&Console, &Stop),
 ) -> Result<Named, Box<dyn Diagnostic>> {
     let prompts: Vec<_> = questions.iter().map(|question| question.prompt.clone()).collect();
     let batch_size = config.training.per_device_eval_batch_size;
-    let outputs = eval::answers(model, tokenizer, &prompts, batch_size, stop, |_| ())
+    let progress = console.passing_bar(&format!("{} answers", config.name), prompts.len() as u64);
+    let outputs = eval::answers(model, tokenizer, &prompts, batch_size, stop, |n| progress.advance(n))
         .map_err(|error| Box::new(error) as Box<dyn Diagnostic>)?;
+    progress.finish();
     let outcomes: Vec<_> = questions
         .iter()
         .zip(outputs)

@@ -65,6 +65,16 @@ impl Console {
 
     /// Starts to show a piece of work of `total` parts; 0 where the number is not known.
     pub fn bar(&self, label: &str, total: u64) -> Progress {
+        self.show(label, total, ProgressFinish::Abandon)
+    }
+
+    /// As [`Console::bar`], for work in the course of other work whose bar goes on: it is below that bar, and is gone when the
+    /// work ends. As plain lines it has none of its own when it ends.
+    pub fn passing_bar(&self, label: &str, total: u64) -> Progress {
+        self.show(label, total, ProgressFinish::AndClear)
+    }
+
+    fn show(&self, label: &str, total: u64, at_end: ProgressFinish) -> Progress {
         let view = match &self.output {
             Output::Quiet => View::Quiet,
             Output::Plain { out, every } => View::Plain(Plain {
@@ -72,12 +82,13 @@ impl Console {
                 every: *every,
                 label: label.to_owned(),
                 total,
+                is_passing: matches!(at_end, ProgressFinish::AndClear),
                 state: Mutex::new(PlainState::new()),
             }),
             Output::Terminal(bars) => {
                 let n_before = Arc::new(AtomicU64::new(0));
                 let bar = ProgressBar::new(total).with_style(style(total > 0, &n_before));
-                let bar = bars.add(bar.with_prefix(label.to_owned()).with_finish(ProgressFinish::Abandon));
+                let bar = bars.add(bar.with_prefix(label.to_owned()).with_finish(at_end));
                 bar.enable_steady_tick(Duration::from_millis(200));
                 View::Bar { bar, n_before }
             }
@@ -112,6 +123,8 @@ struct Plain {
     every: Duration,
     label: String,
     total: u64,
+    /// Whether nothing is said when it is done.
+    is_passing: bool,
     state: Mutex<PlainState>,
 }
 
@@ -172,12 +185,13 @@ impl Progress {
         }
     }
 
-    /// The work is done; its last line stays.
+    /// The work is done; its last line stays, except that of a passing bar.
     pub fn finish(self) {
         match &self.0 {
             View::Quiet => {}
+            View::Plain(plain) if plain.is_passing => {}
             View::Plain(plain) => write_line(&plain.out, &plain.line(&lock(&plain.state), true)),
-            View::Bar { bar, .. } => bar.abandon(),
+            View::Bar { bar, .. } => bar.finish_using_style(),
         }
     }
 }
@@ -275,5 +289,23 @@ mod tests {
         assert_eq!([text(8), text(200), text(3725)], ["8 s", "3 min 20 s", "1 h 02 min"]);
         assert_eq!(time_left(10, 0.0), None);
         assert_eq!(time_left(10, 2.0), Some(Duration::from_secs(5)));
+    }
+
+    #[test]
+    fn work_in_the_course_of_other_work_tells_how_far_it_is_and_leaves_no_last_line() {
+        let out = Arc::new(Mutex::new(Vec::new()));
+        let console = Console::plain(out.clone(), Duration::ZERO);
+        let training = console.bar("sft", 4);
+        training.advance(1);
+        let evaluation = console.passing_bar("sft evaluation", 6);
+        evaluation.advance(2);
+        evaluation.finish();
+        training.advance(3);
+        training.finish();
+        let text = String::from_utf8(lock(&out).clone()).unwrap();
+        let begins: Vec<&str> =
+            text.lines().filter_map(|line| line.split([',', ' ']).find(|word| word.contains('/'))).collect();
+        // Two lines on the way, one of them the evaluation's, then training's last two.
+        assert_eq!(begins, ["1/4", "2/6", "4/4", "4/4"], "{text}");
     }
 }

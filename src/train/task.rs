@@ -191,7 +191,8 @@ impl MeanFigures {
     }
 }
 
-/// Loss and figures over the validation records, without dropout. Nothing when a stop is requested meanwhile.
+/// Loss and figures over the validation records, without dropout. Nothing when a stop is requested meanwhile. `done` hears
+/// how many more records were evaluated.
 ///
 /// Batches of SFT are also cut at `max_tokens`, so that an evaluation needs no more memory than training; those of ORPO
 /// are not, because their likelihood is a mean over a batch.
@@ -201,6 +202,7 @@ pub(super) fn evaluate(
     batch_size: usize,
     max_tokens: usize,
     stop: &Stop,
+    done: impl Fn(u64),
 ) -> Result<Option<(f64, Named)>> {
     match task {
         Task::Sft { validation, .. } => {
@@ -221,6 +223,7 @@ pub(super) fn evaluate(
                 let batch = pack_records(records);
                 n_targets += batch.targets.len();
                 sum += log_probabilities(model, &batch)?.iter().map(|&logp| f64::from(logp)).sum::<f64>();
+                done(records.len() as u64);
             }
             Ok(Some((-sum / n_targets.max(1) as f64, Vec::new())))
         }
@@ -233,6 +236,7 @@ pub(super) fn evaluate(
                 let (batch, spans) = pack_preferences(records, *nll_on);
                 let share = records.len() as f64 / validation.len() as f64;
                 mean.add(&log_probabilities(model, &batch)?, &spans, *beta, *nll_on, share);
+                done(records.len() as u64);
             }
             Ok(Some((mean.loss, mean.others)))
         }

@@ -164,9 +164,10 @@ pub fn run(model: &mut Qwen2, plan: &Plan<'_>, console: &Console, stop: &Stop) -
         order: EpochOrder::default(),
         unread: Vec::new(),
         clock: Instant::now(),
+        console,
         stop,
     }
-    .finish(console)
+    .finish()
 }
 
 /// The most optimizer steps whose figures wait on the device, so that a run that diverged does not go on for long.
@@ -199,11 +200,12 @@ struct Run<'a> {
     unread: Vec<Unread>,
     /// When `state.seconds` was last brought up to date.
     clock: Instant,
+    console: &'a Console,
     stop: &'a Stop,
 }
 
 impl Run<'_> {
-    fn finish(mut self, console: &Console) -> Result<Outcome> {
+    fn finish(mut self) -> Result<Outcome> {
         let training = self.plan.training;
         self.state.window.resume();
         loop {
@@ -218,7 +220,7 @@ impl Run<'_> {
                 if has_lost_patience {
                     let metric = training.metric_for_best_model.as_str();
                     let n = self.state.n_without_gain;
-                    console
+                    self.console
                         .note(&format!("{}: stopped early, {n} evaluations without a better {metric}", self.plan.name));
                 }
                 break;
@@ -230,7 +232,7 @@ impl Run<'_> {
                 return self.stopped();
             }
         }
-        self.keep_best(console)?;
+        self.keep_best()?;
         self.progress.finish();
         self.state.seconds += self.clock.elapsed().as_secs_f64();
         Ok(Outcome {
@@ -255,12 +257,11 @@ impl Run<'_> {
 
         self.gradients.clear();
         let seed = Rng::named(training.seed, &format!("dropout.{step}")).next_u64();
-        let activations = Activations {
-            checkpointing: training.gradient_checkpointing,
-            offloading: training.activation_offloading,
-        };
+        let activations =
+            Activations { checkpointing: training.gradient_checkpointing, offloading: training.activation_offloading };
         let trained = (self.parameters.as_slice(), &mut self.gradients);
-        let accumulated = accumulate(self.model, self.plan.task, trained, &micro_batches, (seed, activations), self.stop)?;
+        let accumulated =
+            accumulate(self.model, self.plan.task, trained, &micro_batches, (seed, activations), self.stop)?;
         let Accumulated::Done(scored) = accumulated else { return Ok(false) };
         let micro_batches: Vec<Vec<usize>> = micro_batches.iter().map(|records| records.to_vec()).collect();
         let grad_norm = self.gradients.norm()?;
@@ -377,9 +378,12 @@ impl Run<'_> {
         self.state.window.pause();
         let max_tokens = training.per_device_train_batch_size * self.plan.task.longest();
         let batch_size = training.per_device_eval_batch_size;
-        let Some((loss, mut figures)) = evaluate(self.model, self.plan.task, batch_size, max_tokens, self.stop)? else {
-            return Ok(false);
-        };
+        let progress =
+            self.console.passing_bar(&format!("{} evaluation", self.plan.name), self.plan.task.n_validation() as u64);
+        let done = |n| progress.advance(n);
+        let found = evaluate(self.model, self.plan.task, batch_size, max_tokens, self.stop, done)?;
+        progress.finish();
+        let Some((loss, mut figures)) = found else { return Ok(false) };
         if !loss.is_finite() {
             return Err(self.diverged(self.state.global_step, "eval_loss", loss, &[]));
         }
@@ -398,6 +402,8 @@ impl Run<'_> {
         self.state.eval_loss = Some(loss);
         self.state.evaluated_step = done;
         self.log(values)?;
+        let told = figures.iter().map(|(name, value)| format!(", eval_{name} {value:.4}")).collect::<String>();
+        self.console.note(&format!("{}: step {done}: eval_loss {loss:.4}{told}", self.plan.name));
 
         let found = |name: &str| figures.iter().find(|(found, _)| found == name).map(|(_, value)| *value);
         let value = match training.metric_for_best_model {
@@ -450,7 +456,7 @@ impl Run<'_> {
     }
 
     /// Ends with the weights of the best evaluation when that is asked for.
-    fn keep_best(&mut self, console: &Console) -> Result<()> {
+    fn keep_best(&mut self) -> Result<()> {
         let (true, Some((value, step))) = (self.plan.training.load_best_model_at_end, self.state.best) else {
             return Ok(());
         };
@@ -461,7 +467,7 @@ impl Run<'_> {
         checkpoint::read_trained(&best, self.plan.trained, &self.parameters)?;
         self.model.parameters_changed();
         let metric = self.plan.training.metric_for_best_model.as_str();
-        console
+        self.console
             .note(&format!("{}: step {step} had the best {metric}, {value:.4}; its weights are kept", self.plan.name));
         Ok(())
     }

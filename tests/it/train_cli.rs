@@ -125,7 +125,10 @@ fn assert_success(output: &Output) {
 #[test]
 fn a_run_that_is_killed_again_and_again_ends_with_the_same_bytes() {
     let place = Place::new();
-    assert_success(&place.run(&["--out", "whole"]));
+    let output = place.run(&["--out", "whole"]);
+    assert_success(&output);
+    let told = text(&output.stderr);
+    assert!(told.lines().any(|line| line.contains(": step ") && line.contains(": eval_loss ")), "{told}");
     let expected = place.adapter("whole");
 
     let mut rng = Rng::named(2, "kills");
