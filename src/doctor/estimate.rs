@@ -8,7 +8,7 @@ use super::size_text;
 use crate::adapter;
 use crate::config::{Dtype, EvalStrategy, Lora, Optim, StageConfig};
 use crate::fsio;
-use crate::model::{Config, count_parameters, estimate_bytes};
+use crate::model::{Config, MAX_GROUP_SCORES, count_parameters, estimate_bytes};
 use crate::pipeline::{Preview, adapter_settings};
 use crate::train::{CHUNK_ROWS, KEEP_BYTES};
 
@@ -118,7 +118,9 @@ pub fn footprint(
     };
     let trained = n_trained * (value_bytes + 4) + (n_trained as f64 * state_bytes) as u64;
     let per_token = 6 * hidden + 3 * inner;
-    let scores = size(shape.num_attention_heads) * longest * longest * 4;
+    // Records of like length attend together, as far as their scores stay within a bound.
+    let group = (largest_batch * longest).min((longest * longest).max(MAX_GROUP_SCORES as u64));
+    let scores = size(shape.num_attention_heads) * group * 4;
     let besides = match (stage.training.gradient_checkpointing, &stage.lora) {
         (true, _) => (KEEP_BYTES as u64).min(layers * largest_batch * per_token * width),
         (false, Some(lora)) => layers * largest_batch * kept_whole(shape, lora) * width,
@@ -126,10 +128,16 @@ pub fn footprint(
         (false, None) => layers * (2 * largest_batch * per_token * width + 2 * scores),
     };
     let kept = layers * largest_batch * hidden * width + besides;
-    let largest_layer = shape.projections().iter().map(|(_, [n, m], _)| size(n * m)).max().unwrap_or(0);
-    let block = largest_layer * width + 2 * largest_batch * per_token * width + 2 * scores;
-    // Logits in the model's type and in 32 bits.
-    let head = (CHUNK_ROWS as u64).min(largest_batch) * size(shape.vocab_size) * (width + 4);
+    // Each layer of a block has a buffer of its own for its expanded weight.
+    let expanded = shape.projections().iter().map(|(_, [n, m], _)| size(n * m)).sum::<u64>();
+    // With DoRA and dropout: mask, dropped input, and two products of the widest layer.
+    let dropped = match &stage.lora {
+        Some(lora) if lora.use_dora && lora.lora_dropout > 0.0 => 2 * (hidden + inner),
+        _ => 0,
+    };
+    let block = expanded * width + largest_batch * (2 * per_token + dropped) * width + 2 * scores;
+    // Logits in the model's type, in 32 bits, and their exponentials.
+    let head = (CHUNK_ROWS as u64).min(largest_batch) * size(shape.vocab_size) * (width + 8);
     Ok(Footprint { weights, trained, kept, block, head, program: PROGRAM_BYTES })
 }
 
@@ -339,6 +347,9 @@ mod tests {
         for (shape, stage, largest, longest, measured) in [
             (&half, stage("use_dora: false", "adamw_torch"), 400, 120, 1.27),
             (&half, stage("use_dora: true", "adamw_torch"), 400, 120, 1.27),
+            (&half, stage("use_dora: false, lora_dropout: 0.05", "adamw_torch"), 603, 159, 1.32),
+            (&half, stage("use_dora: true, lora_dropout: 0.05", "adamw_torch"), 603, 159, 1.36),
+            (&half, stage("use_dora: true, lora_dropout: 0.05", "adamw_torch"), 1726, 475, 1.72),
             (&seven, stage("use_dora: true", "adamw_torch"), 128, 128, 7.05),
         ] {
             let found = footprint(shape, &stage, largest, longest).unwrap().total() as f64 / 1e9;

@@ -23,7 +23,7 @@ pub use block_backward::{Keep, Kept};
 pub use config::Config;
 pub use kv_cache::KvCache;
 pub use load::{Quantization, add_adapter, attach_adapter, init, load, merge_in_place, new_adapter, noise, quantize};
-pub use packing::{Packed, Positions, Segment};
+pub use packing::{MAX_GROUP_SCORES, Packed, Positions, Segment};
 pub use projection::{Projection, Weight};
 pub use qwen2::{Head, Parameter, Qwen2};
 pub use rope::Rotation;

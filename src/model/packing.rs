@@ -10,7 +10,7 @@ use super::{Error, Result};
 use crate::tensor::upload;
 
 /// The most elements of one group's attention scores per head, so that memory grows with tokens, not their square.
-const MAX_GROUP_SCORES: i64 = 1 << 20;
+pub const MAX_GROUP_SCORES: i64 = 1 << 20;
 
 /// One record in a packed row.
 #[derive(Clone, Debug, PartialEq, Eq)]

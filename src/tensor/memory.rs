@@ -90,8 +90,8 @@ pub fn as_bytes(tensor: &Tensor) -> Result<&[u8]> {
 /// While it lives, every tensor of a mebibyte or more has pages of its own, which go back when the tensor does.
 ///
 /// glibc's allocator moves its own limit up to the size of what was freed, and from then on tensors that come and go while a model
-/// is loaded leave holes between those that stay. Afterwards the limit is at glibc's highest, so that the buffers of a training
-/// step, which come and go in the same sizes, are not cleared by the kernel each time. Other allocators are left as they are.
+/// is loaded leave holes between those that stay. Afterwards the limit is half of glibc's highest, so that most buffers of a
+/// training step, which come and go in the same sizes, are not cleared by the kernel each time, and its largest leave no holes. Other allocators are left as they are.
 #[derive(Debug)]
 pub struct LargeApart(());
 
@@ -111,12 +111,12 @@ impl Default for LargeApart {
 
 impl Drop for LargeApart {
     fn drop(&mut self) {
-        limit_of_the_heap(HIGHEST_LIMIT);
+        limit_of_the_heap(LATER_LIMIT);
     }
 }
 
-/// `DEFAULT_MMAP_THRESHOLD_MAX` of glibc's malloc.c on 64 bits.
-const HIGHEST_LIMIT: i32 = 32 << 20;
+/// Half of `DEFAULT_MMAP_THRESHOLD_MAX` of glibc's malloc.c on 64 bits.
+const LATER_LIMIT: i32 = 16 << 20;
 
 /// Sets from which size on a block has pages of its own. A value that the allocator does not take changes nothing.
 fn limit_of_the_heap(size_bytes: i32) {
