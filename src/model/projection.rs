@@ -166,12 +166,15 @@ impl Projection {
         Ok(adapter.lora.forward(x, &weight, self.bias.as_ref(), adapter.norm.as_ref(), dropout)?)
     }
 
-    /// The weight, where products with the few rows of `x` `[n, in]` take it as it is.
-    fn weight_for_few_rows(&self, x: &Tensor) -> Option<&Nf4> {
+    /// The layer for [`multiply_each`], where products with the few rows of `x` `[n, in]` take the weight as it is. What an adapter
+    /// comes before is left out: bias and `before`.
+    fn for_few_rows<'a>(&'a self, x: &Tensor, before: Option<&'a Tensor>) -> Option<FewRows<'a>> {
         let is_small = x.size().first().is_some_and(|&n| n <= MAX_FUSED_ROWS);
-        match &self.weight {
-            Weight::Nf4(weight) if is_small && weight.can_multiply() => Some(weight),
-            _ => None,
+        match (&self.weight, &self.adapter) {
+            (Weight::Nf4(weight), _) if !is_small || !weight.can_multiply() => None,
+            (Weight::Nf4(weight), None) => Some(FewRows { weight, bias: self.bias.as_ref(), before }),
+            (Weight::Nf4(weight), Some(_)) => Some(FewRows { weight, bias: None, before: None }),
+            (Weight::Dense(_), _) => None,
         }
     }
 
@@ -198,36 +201,23 @@ pub(super) fn decode_each<const N: usize>(
     before: Option<&Tensor>,
     workspace: &mut Workspace,
 ) -> Result<[Tensor; N]> {
-    let layers = projections.each_ref().map(|projection| {
-        // An adapter comes between the product and what is added to it.
-        let adapts = projection.adapter.is_some();
-        let (bias, before) = (projection.bias.as_ref().filter(|_| !adapts), before.filter(|_| !adapts));
-        projection.weight_for_few_rows(x).map(|weight| FewRows { weight, bias, before })
-    });
-    let mut outs = match all(layers) {
-        Some(layers) => Some(multiply_each(layers, x)?),
-        None => None,
-    };
+    let layers: Option<Vec<_>> = projections.iter().map(|projection| projection.for_few_rows(x, before)).collect();
+    let products = layers.map(|layers| multiply_each(&layers, x)).transpose()?;
+    let mut products = products.into_iter().flatten();
     let mut results = std::array::from_fn(|_| Tensor::new());
-    for (idx, (projection, result)) in projections.into_iter().zip(&mut results).enumerate() {
-        let product = outs.as_mut().map(|outs| std::mem::take(&mut outs[idx]));
-        let is_whole = product.is_some() && projection.adapter.is_none();
-        let out = match product {
+    for (projection, result) in projections.into_iter().zip(&mut results) {
+        let out = match products.next() {
+            Some(product) if projection.adapter.is_none() => {
+                *result = product;
+                continue;
+            }
             Some(product) => projection.adapt(product, x, workspace)?,
             None => projection.forward(x, None, workspace)?,
         };
         *result = match before {
-            Some(before) if !is_whole => out.f_add(before)?,
-            _ => out,
+            Some(before) => out.f_add(before)?,
+            None => out,
         };
     }
     Ok(results)
-}
-
-/// All of them, unless one is missing.
-fn all<T, const N: usize>(options: [Option<T>; N]) -> Option<[T; N]> {
-    match options.iter().all(Option::is_some) {
-        true => options.into_iter().flatten().collect::<Vec<T>>().try_into().ok(),
-        false => None,
-    }
 }

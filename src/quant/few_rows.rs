@@ -5,6 +5,7 @@
 use tch::{Device, Kind, Tensor};
 
 use super::kernels::{self, Isa, Matrix, rows};
+use super::nf4::OnGpu;
 use super::{BLOCK, Error, Nf4, Result, Rounding};
 use crate::tensor::{as_slice, as_slice_mut};
 
@@ -16,6 +17,13 @@ pub struct FewRows<'a> {
     pub bias: Option<&'a Tensor>,
     /// `[n, rows]`.
     pub before: Option<&'a Tensor>,
+}
+
+impl<'a> FewRows<'a> {
+    fn matrix(&self, kind: Kind) -> Result<Matrix<'a>> {
+        let rounding = self.weight.product_rounding(kind)?;
+        Ok(Matrix { source: self.weight.source()?, rounding, rows: self.weight.shape()[0] as usize })
+    }
 }
 
 impl Nf4 {
@@ -31,8 +39,7 @@ impl Nf4 {
     /// # Errors
     /// [`Error::BufferSize`] when `x` has another shape or the rows are not whole blocks, [`Error::OutputType`].
     pub fn multiply(&self, x: &Tensor) -> Result<Tensor> {
-        let [product] = multiply_each([FewRows { weight: self, bias: None, before: None }], x)?;
-        Ok(product)
+        Ok(multiply_each(&[FewRows { weight: self, bias: None, before: None }], x)?.swap_remove(0))
     }
 
     /// How values are rounded that a product in `kind` takes.
@@ -51,43 +58,38 @@ impl Nf4 {
 ///
 /// # Errors
 /// As [`Nf4::multiply`]; [`Error::Rows`] when what is added does not fit.
-pub fn multiply_each<const N: usize>(layers: [FewRows<'_>; N], x: &Tensor) -> Result<[Tensor; N]> {
+pub fn multiply_each(layers: &[FewRows<'_>], x: &Tensor) -> Result<Vec<Tensor>> {
     let kind = x.f_kind().map_err(crate::tensor::Error::from)?;
     let (n, found) = x.size2().map(|(n, width)| (n as usize, width as usize))?;
+    if let Some(layer) =
+        layers.iter().find(|layer| layer.weight.shape()[1] as usize != found || !layer.weight.can_multiply())
+    {
+        return Err(Error::BufferSize { found, expected: layer.weight.shape()[1] as usize });
+    }
     let x = x.f_detach()?.f_contiguous()?;
-    let (mut matrices, mut n_rows) = (Vec::with_capacity(N), 0);
-    let mut outs = std::array::from_fn(|_| Tensor::new());
-    for (layer, out) in layers.iter().zip(&mut outs) {
-        let [rows, columns] = layer.weight.shape().map(|size| size as usize);
-        if found != columns || !layer.weight.can_multiply() {
-            return Err(Error::BufferSize { found, expected: columns });
-        }
-        let rounding = layer.weight.product_rounding(kind)?;
-        if let Some(gpu) = &layer.weight.gpu {
-            let product = gpu.kernels.multiply(&layer.weight.parts(gpu), rounding, &x)?;
-            *out = add(product, [layer.bias, layer.before])?;
-        } else {
-            matrices.push(Matrix { source: layer.weight.source()?, rounding, rows });
-            n_rows += rows;
-        }
+    let on_gpu: Option<Vec<_>> = layers.iter().map(|layer| Some((layer, layer.weight.gpu.as_ref()?))).collect();
+    if let Some(layers) = on_gpu {
+        let multiply = |(layer, gpu): (&FewRows<'_>, &OnGpu)| {
+            let rounding = layer.weight.product_rounding(kind)?;
+            add(gpu.kernels.multiply(&layer.weight.parts(gpu), rounding, &x)?, [layer.bias, layer.before])
+        };
+        return layers.into_iter().map(multiply).collect();
     }
-    if matrices.len() != N {
-        return Ok(outs);
-    }
+    let matrices = layers.iter().map(|layer| layer.matrix(kind)).collect::<Result<Vec<_>>>()?;
     let isa = layers.first().map_or(Isa::Portable, |layer| layer.weight.isa);
-    let mut sums = vec![0f32; n_rows * n];
+    let mut sums = vec![0f32; matrices.iter().map(|matrix| matrix.rows).sum::<usize>() * n];
     match (isa, kind) {
         #[cfg(target_arch = "x86_64")]
         (Isa::Avx512Bf16, Kind::BFloat16) => kernels::multiply_each_bf16(&matrices, as_slice(&x)?, n, &mut sums),
         _ => kernels::multiply_each(isa, &matrices, as_slice(&x.f_to_kind(Kind::Float)?)?, n, &mut sums),
     }
     let mut rest = sums.as_slice();
-    for ((layer, matrix), out) in layers.iter().zip(&matrices).zip(&mut outs) {
+    let finished = |(layer, matrix): (&FewRows<'_>, &Matrix<'_>)| {
         let (sums, after) = rest.split_at(matrix.rows * n);
-        *out = finish(layer, sums, n, matrix.rows, kind)?;
         rest = after;
-    }
-    Ok(outs)
+        finish(layer, sums, n, matrix.rows, kind)
+    };
+    layers.iter().zip(&matrices).map(finished).collect()
 }
 
 /// The result of a layer, `[n, rows]`, of its sums `[rows, n]`.
@@ -161,12 +163,12 @@ mod tests {
                 let x = draw(&[n, columns]);
                 let weights = rows.map(|rows| Nf4::quantize(&draw(&[rows, columns])).unwrap());
                 let terms = rows.map(|rows| (draw(&[rows]), draw(&[n, rows])));
-                let layers: [_; 3] = std::array::from_fn(|idx| FewRows {
+                let layers: [FewRows<'_>; 3] = std::array::from_fn(|idx| FewRows {
                     weight: &weights[idx],
                     bias: (idx != 1).then_some(&terms[idx].0),
                     before: (idx != 2).then_some(&terms[idx].1),
                 });
-                let found = multiply_each(layers, &x).unwrap();
+                let found = multiply_each(&layers, &x).unwrap();
                 for ((layer, found), rows) in layers.iter().zip(&found).zip(rows) {
                     let wide = |x: &Tensor| x.to_kind(Kind::Double);
                     let weight = wide(&layer.weight.dequantize(kind).unwrap()).transpose(0, 1);
@@ -183,8 +185,8 @@ mod tests {
                     assert!(excess <= 0.0, "{rows} x {columns}, {n} in {kind:?}: {excess} over");
                 }
                 let short = draw(&[n, 4]);
-                assert!(multiply_each([FewRows { before: Some(&short), ..layers[0] }], &x).is_err());
-                assert!(multiply_each([layers[0], layers[1]], &short).is_err());
+                assert!(multiply_each(&[FewRows { before: Some(&short), ..layers[0] }], &x).is_err());
+                assert!(multiply_each(&[layers[0], layers[1]], &short).is_err());
             }
         }
     }

@@ -217,4 +217,49 @@ mod tests {
         let (a, b) = (draw(&mut rng, &[2, 3]), draw(&mut rng, &[3, 2]));
         assert!(column_sums(&a, &b).is_err() && !can_pass(&[&a.transpose(0, 1)]) && can_pass(&[&a, &b]));
     }
+
+    #[test]
+    fn new_tokens_attend_to_the_cache_and_join_it() {
+        let mut rng = Rng::named(34, "attend");
+        // The last case is shared out over the cores.
+        for (heads, kv_heads, dim, lens) in
+            [(2, 1, 8, vec![0i64]), (6, 2, 10, vec![3, 0, 7]), (4, 4, 64, vec![20]), (14, 2, 64, vec![300, 120])]
+        {
+            let (n, room) = (lens.len() as i64, lens.iter().max().unwrap() + 2);
+            let [q, k, v] = [heads, kv_heads, kv_heads].map(|heads| draw(&mut rng, &[n, heads, dim]));
+            let angles = rng.normal(&[n, 1, dim / 2], 2.0).unwrap();
+            let (cos, sin) = (angles.cos().to_kind(Kind::BFloat16), angles.sin().to_kind(Kind::BFloat16));
+            // A row more than there are sequences.
+            let before = [(); 2].map(|()| draw(&mut rng, &[n + 1, kv_heads, room, dim]));
+            let (mut keys, mut values) = (before[0].copy(), before[1].copy());
+            let new = NewTokens { queries: &q, keys: &k, values: &v, rotation: [&cos, &sin], lens: &lens };
+            let found = attend(&new, &mut keys, &mut values).unwrap();
+            assert_eq!((found.size(), found.kind()), (vec![n, heads * dim], Kind::BFloat16));
+
+            let rotate = |x: &Tensor| {
+                let halves = x.chunk(2, -1);
+                let (a, b) = (&halves[0], &halves[1]);
+                Tensor::cat(&[a * &cos - b * &sin, b * &cos + a * &sin], -1)
+            };
+            let (q, k) = (rotate(&q), rotate(&k));
+            let (expected_keys, expected_values) = (before[0].copy(), before[1].copy());
+            for (row, &len) in (0..).zip(&lens) {
+                expected_keys.get(row).select(1, len).copy_(&k.get(row));
+                expected_values.get(row).select(1, len).copy_(&v.get(row));
+                let seen = |held: &Tensor| {
+                    let held = double(&held.get(row).narrow(1, 0, len + 1));
+                    held.repeat_interleave_self_int(heads / kv_heads, 0, None)
+                };
+                let scores = double(&q.get(row)).unsqueeze(1).matmul(&seen(&expected_keys).transpose(1, 2));
+                let weights = (scores / (dim as f64).sqrt()).softmax(-1, Kind::Double);
+                let exact = weights.matmul(&seen(&expected_values)).reshape([1, heads * dim]);
+                let size = weights.matmul(&seen(&expected_values).abs()).reshape([1, heads * dim]);
+                // Scores up to some ten, in f32: their error is a relative one of the weights.
+                check(&found.narrow(0, row, 1), &exact, &(size * 20.0), 1.0);
+            }
+            assert_eq!((keys, values), (expected_keys, expected_values));
+            let short = NewTokens { lens: &lens[1..], ..new };
+            assert!(attend(&short, &mut before[0].copy(), &mut before[1].copy()).is_err());
+        }
+    }
 }

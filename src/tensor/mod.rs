@@ -1,4 +1,4 @@
-//! Tensors between files and devices: memory views, safetensors, named random generators, GPUs.
+//! Tensors between files and devices: memory views, safetensors, named random generators, GPUs, transfers, the pool of threads.
 
 pub mod cuda;
 mod finite;

@@ -302,8 +302,11 @@ fn a_full_queue_a_client_that_leaves_and_the_end_are_handled() {
     drop(stream);
     wait_until(|| server.metric("clients_left_total") == 1.0);
 
+    // All at once, however late a thread starts.
+    let start = std::sync::Barrier::new(6);
     let statuses: Vec<(u16, bool)> = std::thread::scope(|scope| {
         let ask = || {
+            start.wait();
             let response = post("second-key");
             let status = response.status().as_u16();
             let has_wait = response.headers().contains_key("retry-after");

@@ -8,13 +8,10 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::Quantizable as _;
-use super::rows::{exp, narrow};
+use super::rows::{exp, narrow, sum_of};
 
 /// Products of a step that is done before another core is awake.
 const SMALL: usize = 1 << 19;
-
-/// Partial sums of a score.
-const LANES: usize = 16;
 
 /// A step of `n` sequences.
 #[derive(Clone, Copy, Debug)]
@@ -55,15 +52,10 @@ pub fn attend(step: &Step<'_>, room: usize, keys: &mut [bf16], values: &mut [bf1
         attend_head(&step.queries[idx * width..][..width], cos, sin, keys, values, out);
     };
     let products = step.lens.iter().map(|&len| len as usize + 1).sum::<usize>() * 2 * kv_heads * width;
-    if products <= SMALL {
-        let caches = keys.chunks_mut(held).zip(values.chunks_mut(held));
-        let heads = caches.zip(out.chunks_mut(width)).enumerate();
-        heads.for_each(|(idx, ((keys, values), out))| one(idx, keys, values, out));
-    } else {
-        let caches = keys.par_chunks_mut(held).zip(values.par_chunks_mut(held));
-        let heads = caches.zip(out.par_chunks_mut(width)).enumerate();
-        heads.for_each(|(idx, ((keys, values), out))| one(idx, keys, values, out));
-    }
+    let caches = keys.par_chunks_mut(held).zip(values.par_chunks_mut(held));
+    let heads = caches.zip(out.par_chunks_mut(width)).enumerate();
+    let at_least = if products <= SMALL { heads.len() } else { 1 };
+    heads.with_min_len(at_least).for_each(|(idx, ((keys, values), out))| one(idx, keys, values, out));
 }
 
 for_each_processor! {
@@ -94,7 +86,7 @@ for_each_processor! {
             query.iter_mut().zip(&rotated).for_each(|(query, x)| *query = x.widen() * scale);
             let mut largest = f32::NEG_INFINITY;
             for (weight, key) in weights.iter_mut().zip(keys.chunks_exact(head_dim)) {
-                *weight = dot(&query, key);
+                *weight = sum_of(&query, key, |a, b| a * b);
                 largest = largest.max(*weight);
             }
             let mut total = 0.0;
@@ -109,17 +101,4 @@ for_each_processor! {
             out.iter_mut().zip(&sums).for_each(|(out, sum)| *out = narrow(sum / total));
         }
     }
-}
-
-#[inline(always)]
-fn dot(query: &[f32], key: &[bf16]) -> f32 {
-    let mut lanes = [0f32; LANES];
-    let (whole_query, rest_query) = query.as_chunks::<LANES>();
-    let (whole_key, rest_key) = key.as_chunks::<LANES>();
-    for (query, key) in whole_query.iter().zip(whole_key) {
-        for ((sum, query), key) in lanes.iter_mut().zip(query).zip(key) {
-            *sum += query * key.widen();
-        }
-    }
-    rest_query.iter().zip(rest_key).map(|(query, key)| query * key.widen()).sum::<f32>() + lanes.iter().sum::<f32>()
 }

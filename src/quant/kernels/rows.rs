@@ -8,7 +8,7 @@
 use half::bf16;
 use rayon::prelude::*;
 
-use super::{Quantizable as _, bf16_bits};
+use super::{Quantizable, bf16_bits};
 
 /// Elements that one task takes.
 const TASK: usize = 1 << 14;
@@ -23,9 +23,6 @@ const LANES: usize = 16;
 pub fn rms_norm(x: &[bf16], weight: &[bf16], eps: f32, out: &mut [bf16]) {
     let width = weight.len().max(1);
     let rows = (TASK / width).max(1) * width;
-    if x.len() <= rows {
-        return norm_rows(x, weight, eps, out);
-    }
     x.par_chunks(rows).zip(out.par_chunks_mut(rows)).for_each(|(x, out)| norm_rows(x, weight, eps, out));
 }
 
@@ -42,9 +39,6 @@ pub fn rms_norm_backward(x: &[bf16], weight: &[bf16], eps: f32, grad: &[bf16], b
 
 /// `silu(gate) up`.
 pub fn gate(gate: &[bf16], up: &[bf16], out: &mut [bf16]) {
-    if out.len() <= TASK {
-        return gate_forward(gate, up, out);
-    }
     gate.par_chunks(TASK).zip(up.par_chunks(TASK)).zip(out.par_chunks_mut(TASK)).for_each(|((gate, up), out)| {
         gate_forward(gate, up, out);
     });
@@ -112,7 +106,7 @@ pub(super) fn narrow(value: f32) -> bf16 {
 
 /// The sum of a term for each pair of elements.
 #[inline(always)]
-fn sum_of(a: &[bf16], b: &[bf16], term: impl Fn(f32, f32) -> f32) -> f32 {
+pub(super) fn sum_of<A: Quantizable, B: Quantizable>(a: &[A], b: &[B], term: impl Fn(f32, f32) -> f32) -> f32 {
     let mut lanes = [0f32; LANES];
     let (whole_a, rest_a) = a.as_chunks::<LANES>();
     let (whole_b, rest_b) = b.as_chunks::<LANES>();
