@@ -15,7 +15,7 @@ fn loops(criterion: &mut Criterion) {
     let source = rng.normal(&[ROWS, COLUMNS], 0.02).unwrap().to_kind(Kind::BFloat16);
     let mut group = criterion.benchmark_group("nf4");
     group.sample_size(20).throughput(Throughput::Elements((ROWS * COLUMNS) as u64));
-    for isa in [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16].into_iter().filter(|isa| isa.is_available()) {
+    for isa in Isa::available() {
         let weight = Nf4::quantize(&source).unwrap().with_dtype(Kind::BFloat16).with_isa(isa);
         for kind in [Kind::Float, Kind::BFloat16] {
             let mut out = weight.dequantize(kind).unwrap();
@@ -40,7 +40,7 @@ fn loops(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Products of many rows with the weight as it is (AMX), beside expanding it and multiplying by libtorch.
+/// Products of many rows with the weight as it is, beside expanding it and multiplying by libtorch.
 fn products(criterion: &mut Criterion) {
     let mut rng = Rng::named(2, "bench");
     let source = rng.normal(&[ROWS, COLUMNS], 0.02).unwrap().to_kind(Kind::BFloat16);
@@ -53,9 +53,13 @@ fn products(criterion: &mut Criterion) {
         let (x, dy) = (draw(COLUMNS), draw(ROWS));
         let forward = Forward { x: &x, low_rank: None, bias: None, change: None };
         let backward = Backward { dy: &dy, scale: None, low_rank: None, before: None, mask: None };
-        if weight.has_tiles() {
-            group.bench_function("forward, as it is", |bencher| bencher.iter(|| weight.outputs(&forward).unwrap()));
-            group.bench_function("backward, as it is", |bencher| bencher.iter(|| weight.gradients(&backward).unwrap()));
+        for isa in [Isa::Avx512Bf16, Isa::Amx] {
+            let weight = Nf4::quantize(&source).unwrap().with_dtype(Kind::BFloat16).with_isa(isa);
+            if weight.can_multiply_many() {
+                let name = |direction: &str| format!("{direction}, as it is, {isa:?}");
+                group.bench_function(name("forward"), |bencher| bencher.iter(|| weight.outputs(&forward).unwrap()));
+                group.bench_function(name("backward"), |bencher| bencher.iter(|| weight.gradients(&backward).unwrap()));
+            }
         }
         group.bench_function("forward, expanded", |bencher| {
             bencher.iter(|| {

@@ -13,8 +13,8 @@ use crate::tensor::Rng;
 /// its expansion, which a dense product only follows; from three passes on the dense product is the cheaper one.
 const MAX_FUSED_ROWS: i64 = 8;
 
-/// The fewest rows for which products by tiles, which take 32 at a time, are the faster ones.
-const MIN_TILE_ROWS: i64 = 16;
+/// The fewest rows for which products of the weight as it is, which take 32 at a time, are the faster ones.
+const MIN_MANY_ROWS: i64 = 16;
 
 /// The weight of a linear layer, `[out, in]`.
 #[derive(Debug)]
@@ -52,7 +52,7 @@ pub(super) enum Matrix<'a> {
     /// `[out, in]` in the type of the activations.
     Expanded(Tensor),
     /// Multiplied as it is, bf16 activations only.
-    Tiles(&'a Nf4),
+    Packed(&'a Nf4),
 }
 
 /// Buffers into which NF4 weights are expanded, one for each layer of a block, shared by all blocks.
@@ -124,10 +124,10 @@ impl Projection {
     /// Brings DoRA's norm up to date, and expands the weight unless products with `x` `[n, in]` take it as it is.
     pub(super) fn prepare(&mut self, x: &Tensor, workspace: &mut Workspace) -> Result<Option<Tensor>> {
         let kind = x.f_kind()?;
-        let is_many = kind == Kind::BFloat16 && x.size().first().is_some_and(|&n| n >= MIN_TILE_ROWS);
+        let is_many = kind == Kind::BFloat16 && x.size().first().is_some_and(|&n| n >= MIN_MANY_ROWS);
         if let Weight::Nf4(weight) = &self.weight
             && is_many
-            && weight.has_tiles()
+            && weight.can_multiply_many()
         {
             if let Some(adapter) = &mut self.adapter
                 && let (None, Some(squared)) = (&adapter.norm, &adapter.weight_squared)
@@ -147,7 +147,7 @@ impl Projection {
     pub(super) fn matrix(&self, expanded: Option<Tensor>) -> Matrix<'_> {
         match (expanded, &self.weight) {
             (Some(weight), _) => Matrix::Expanded(weight),
-            (None, Weight::Nf4(weight)) => Matrix::Tiles(weight),
+            (None, Weight::Nf4(weight)) => Matrix::Packed(weight),
             (None, Weight::Dense(weight)) => Matrix::Expanded(weight.shallow_clone()),
         }
     }

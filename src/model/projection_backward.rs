@@ -73,7 +73,7 @@ impl Projection {
         let expanded = self.prepare(x, workspace)?;
         let bias = self.bias.as_ref();
         let (weight, adapter) = match (self.matrix(expanded), &self.adapter) {
-            (Matrix::Tiles(weight), _) => return self.forward_by_tiles(weight, x, seed),
+            (Matrix::Packed(weight), _) => return self.forward_packed(weight, x, seed),
             (Matrix::Expanded(weight), None) => {
                 return Ok(Part { output: Some(x.f_linear(&weight, bias)?), ..Part::default() });
             }
@@ -100,7 +100,7 @@ impl Projection {
     }
 
     /// The same, the weight being multiplied as it is.
-    fn forward_by_tiles(&self, weight: &Nf4, x: &Tensor, seed: Option<u64>) -> Result<Part> {
+    fn forward_packed(&self, weight: &Nf4, x: &Tensor, seed: Option<u64>) -> Result<Part> {
         let kind = x.f_kind()?;
         let bias = self.bias.as_ref().map(|bias| bias.f_to_kind(Kind::Float)).transpose()?;
         let plain = Forward { x, low_rank: None, bias: bias.as_ref(), change: None };
@@ -157,7 +157,7 @@ impl Projection {
         let matrix = self.matrix(expanded);
         let Some(adapter) = &self.adapter else {
             let dx = match &matrix {
-                Matrix::Tiles(weight) => weight.gradients(&plain_backward(dy, dx.as_ref()))?,
+                Matrix::Packed(weight) => weight.gradients(&plain_backward(dy, dx.as_ref()))?,
                 Matrix::Expanded(weight) => add_product(dx, dy, weight)?,
             };
             return Ok((dx, Vec::new()));
@@ -185,7 +185,7 @@ impl Projection {
         if let (Some(_), Some(norm)) = (&gain, &adapter.norm) {
             let scaled = match (scaled, &matrix) {
                 (Some(scaled), _) => scaled,
-                (None, Matrix::Tiles(weight)) => {
+                (None, Matrix::Packed(weight)) => {
                     let low_rank = Some((&inner, &scaled_b));
                     weight.outputs(&Forward { x: &dropped, low_rank, bias: None, change: None })?.0
                 }
@@ -201,7 +201,7 @@ impl Projection {
         }
         drop(dropped);
         let dx = match &matrix {
-            Matrix::Tiles(weight) => {
+            Matrix::Packed(weight) => {
                 let scale = match (&gain, &mask) {
                     (Some(gain), Some(_)) => Some(gain.f_sub_scalar(1.0)?),
                     (gain, _) => gain.as_ref().map(Tensor::shallow_clone),

@@ -221,7 +221,7 @@ mod tests {
 
     /// Instruction sets that this processor has.
     fn isas() -> Vec<Isa> {
-        [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16].into_iter().filter(|isa| isa.is_available()).collect()
+        Isa::available().collect()
     }
 
     #[test]

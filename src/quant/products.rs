@@ -37,10 +37,10 @@ pub struct Backward<'a> {
 }
 
 impl Nf4 {
-    /// Whether [`Nf4::outputs`] and [`Nf4::gradients`] can be called: AMX is there, the weight is on the CPU, and rows are whole
-    /// blocks.
-    pub fn has_tiles(&self) -> bool {
-        self.can_multiply() && self.device() == Device::Cpu && kernels::has_tiles(self.isa)
+    /// Whether [`Nf4::outputs`] and [`Nf4::gradients`] can be called: the processor has bf16 products, the weight is on the CPU,
+    /// and rows are whole blocks.
+    pub fn can_multiply_many(&self) -> bool {
+        self.can_multiply() && self.device() == Device::Cpu && kernels::can_multiply_many(self.isa)
     }
 
     /// The products of a layer's forward pass over many rows, from the 4 bits as they are, bf16: with `z` the low-rank
@@ -53,7 +53,7 @@ impl Nf4 {
     /// once. Autograd does not see it.
     ///
     /// # Errors
-    /// [`Error::Factors`] when shapes do not fit or [`Nf4::has_tiles`] is false; when a tensor is of another type.
+    /// [`Error::Factors`] when shapes do not fit or [`Nf4::can_multiply_many`] is false; when a tensor is of another type.
     pub fn outputs(&self, forward: &Forward<'_>) -> Result<(Tensor, Option<Tensor>)> {
         let Forward { x, low_rank, bias, change } = *forward;
         let (x, dropped) = (contiguous(x)?, change.map(|(_, dropped)| contiguous(dropped)).transpose()?);
@@ -127,13 +127,13 @@ impl Nf4 {
     fn run(&self, product: &Product<'_>, has_scaled: bool) -> Result<(Tensor, Option<Tensor>)> {
         let width = product.widths().1;
         let size = product.n * width;
-        if !self.has_tiles() || !product.fits(size, has_scaled.then_some(size)) {
+        if !self.can_multiply_many() || !product.fits(size, has_scaled.then_some(size)) {
             return Err(Error::Factors(self.shape()));
         }
         let new = || Tensor::f_empty([product.n as i64, width as i64], (Kind::BFloat16, Device::Cpu));
         let (mut out, mut scaled) = (new()?, if has_scaled { Some(new()?) } else { None });
         let (first, second) = (as_slice_mut(&mut out)?, scaled.as_mut().map(as_slice_mut).transpose()?);
-        kernels::multiply_many(product, first, second);
+        kernels::multiply_many(self.isa, product, first, second);
         Ok((out, scaled))
     }
 }
@@ -174,50 +174,54 @@ mod tests {
         {
             for dtype in [Kind::Float, Kind::BFloat16, Kind::Half] {
                 let mut draw = |shape: [i64; 2]| rng.normal(&shape, 1.0).unwrap().to_kind(Kind::BFloat16);
-                let weight = Nf4::quantize(&(draw([rows, columns]) * 0.05)).unwrap().with_dtype(dtype);
-                if !weight.has_tiles() {
-                    assert!(weight.gradients(&plain(&draw([n, rows]))).is_err());
-                    continue;
-                }
+                let source = draw([rows, columns]) * 0.05;
+                let weight = Nf4::quantize(&source).unwrap().with_dtype(dtype);
                 let w = double(&weight.dequantize(Kind::BFloat16).unwrap());
                 let (x, d, z) = (draw([n, columns]), draw([n, columns]), draw([n, rank]));
                 let (b, a, dy) = (draw([rows, rank]), draw([rank, columns]), draw([n, rows]));
                 let (before, mask) = (draw([n, columns]), draw([n, columns]));
                 let [bias, change] = [draw([1, rows]), draw([1, rows])].map(|x| x.view([rows]).to_kind(Kind::Float));
-                let what = format!("[{rows}, {columns}] x {n}, rank {rank}, {dtype:?}");
+                for isa in Isa::ALL {
+                    let weight = Nf4::quantize(&source).unwrap().with_dtype(dtype).with_isa(isa);
+                    if !weight.can_multiply_many() {
+                        assert!(weight.gradients(&plain(&dy)).is_err());
+                        continue;
+                    }
+                    let what = format!("[{rows}, {columns}] x {n}, rank {rank}, {dtype:?}, {isa:?}");
 
-                // In f64, of the values and of their sizes.
-                let forward = |of: fn(&Tensor) -> Tensor, x: &Tensor| {
-                    of(x).matmul(&of(&w).transpose(0, 1)) + of(&z).matmul(&of(&b).transpose(0, 1))
-                };
-                let size_of = |x: &Tensor| double(x).abs();
-                let (bias, change) = (&bias, &change);
-                let expected = |of: fn(&Tensor) -> Tensor| forward(of, &x) + of(bias);
-                let request = Forward { x: &x, low_rank: Some((&z, &b)), bias: Some(bias), change: None };
-                let (found, none) = weight.outputs(&request).unwrap();
-                assert!(none.is_none());
-                check(&found, &expected(double), &expected(size_of), &what);
-                let (found, scaled) = weight.outputs(&Forward { change: Some((change, &d)), ..request }).unwrap();
-                let changed = |of: fn(&Tensor) -> Tensor| expected(of) + of(change) * forward(of, &d);
-                check(&found, &changed(double), &changed(size_of), &what);
-                check(&scaled.unwrap(), &forward(double, &d), &forward(size_of, &d), &what);
+                    // In f64, of the values and of their sizes.
+                    let forward = |of: fn(&Tensor) -> Tensor, x: &Tensor| {
+                        of(x).matmul(&of(&w).transpose(0, 1)) + of(&z).matmul(&of(&b).transpose(0, 1))
+                    };
+                    let size_of = |x: &Tensor| double(x).abs();
+                    let (bias, change) = (&bias, &change);
+                    let expected = |of: fn(&Tensor) -> Tensor| forward(of, &x) + of(bias);
+                    let request = Forward { x: &x, low_rank: Some((&z, &b)), bias: Some(bias), change: None };
+                    let (found, none) = weight.outputs(&request).unwrap();
+                    assert!(none.is_none());
+                    check(&found, &expected(double), &expected(size_of), &what);
+                    let (found, scaled) = weight.outputs(&Forward { change: Some((change, &d)), ..request }).unwrap();
+                    let changed = |of: fn(&Tensor) -> Tensor| expected(of) + of(change) * forward(of, &d);
+                    check(&found, &changed(double), &changed(size_of), &what);
+                    check(&scaled.unwrap(), &forward(double, &d), &forward(size_of, &d), &what);
 
-                let back = |of: fn(&Tensor) -> Tensor, dy: &Tensor| of(dy).matmul(&of(&w));
-                let low = |of: fn(&Tensor) -> Tensor| of(&z).matmul(&of(&a));
-                let scaled_dy = (dy.to_kind(Kind::Float) * change).to_kind(Kind::BFloat16);
-                let request = Backward { low_rank: Some((&z, &a)), ..plain(&dy) };
-                let check_back = |request: Backward<'_>, expected: &dyn Fn(fn(&Tensor) -> Tensor) -> Tensor| {
-                    check(&weight.gradients(&request).unwrap(), &expected(double), &expected(size_of), &what);
-                };
-                check_back(plain(&dy), &|of| back(of, &dy));
-                check_back(Backward { scale: Some(change), ..request }, &|of| back(of, &scaled_dy) + low(of));
-                let masked = Backward { before: Some(&before), mask: Some(&mask), ..request };
-                check_back(masked, &|of| of(&before) + back(of, &dy) + of(&mask) * low(of));
-                check_back(Backward { scale: Some(change), ..masked }, &|of| {
-                    of(&before) + back(of, &dy) + of(&mask) * (back(of, &scaled_dy) + low(of))
-                });
-                assert!(weight.gradients(&Backward { before: Some(&z), ..plain(&dy) }).is_err());
-                assert!(weight.gradients(&plain(&dy.to_kind(Kind::Float))).is_err());
+                    let back = |of: fn(&Tensor) -> Tensor, dy: &Tensor| of(dy).matmul(&of(&w));
+                    let low = |of: fn(&Tensor) -> Tensor| of(&z).matmul(&of(&a));
+                    let scaled_dy = (dy.to_kind(Kind::Float) * change).to_kind(Kind::BFloat16);
+                    let request = Backward { low_rank: Some((&z, &a)), ..plain(&dy) };
+                    let check_back = |request: Backward<'_>, expected: &dyn Fn(fn(&Tensor) -> Tensor) -> Tensor| {
+                        check(&weight.gradients(&request).unwrap(), &expected(double), &expected(size_of), &what);
+                    };
+                    check_back(plain(&dy), &|of| back(of, &dy));
+                    check_back(Backward { scale: Some(change), ..request }, &|of| back(of, &scaled_dy) + low(of));
+                    let masked = Backward { before: Some(&before), mask: Some(&mask), ..request };
+                    check_back(masked, &|of| of(&before) + back(of, &dy) + of(&mask) * low(of));
+                    check_back(Backward { scale: Some(change), ..masked }, &|of| {
+                        of(&before) + back(of, &dy) + of(&mask) * (back(of, &scaled_dy) + low(of))
+                    });
+                    assert!(weight.gradients(&Backward { before: Some(&z), ..plain(&dy) }).is_err());
+                    assert!(weight.gradients(&plain(&dy.to_kind(Kind::Float))).is_err());
+                }
             }
         }
     }
@@ -230,14 +234,10 @@ mod tests {
     fn products_are_the_same_bytes_on_any_number_of_threads() {
         let mut rng = Rng::named(17, "threads");
         let weight = Nf4::quantize(&rng.normal(&[200, 704], 0.05).unwrap()).unwrap();
-        if !weight.has_tiles() {
-            // Without the instructions there is no product, on any number of threads.
-            assert!(weight.gradients(&plain(&rng.normal(&[130, 200], 1.0).unwrap().to_kind(Kind::BFloat16))).is_err());
-            return;
-        }
         let draws = rng.normal(&[130, 704], 1.0).unwrap().to_kind(Kind::BFloat16);
         let x = as_slice::<half::bf16>(&draws).unwrap();
-        for over in [Over::Columns, Over::Rows] {
+        let able = || Isa::available().filter(|&isa| isa >= Isa::Avx512Bf16);
+        for (isa, over) in able().flat_map(|isa| [(isa, Over::Columns), (isa, Over::Rows)]) {
             let finish = match over {
                 Over::Columns => Finish::Outputs { bias: None, change: None },
                 Over::Rows => Finish::Gradients { before: None, mask: None },
@@ -248,18 +248,18 @@ mod tests {
                 let streams = [Stream { x: Some(&x[..130 * summed]), scale: None, has_low_rank: false }];
                 let product = weight.product(over, 130, &streams, None, finish).unwrap();
                 let mut out = vec![half::bf16::ZERO; 130 * product.widths().1];
-                pool.install(|| kernels::multiply_many(&product, &mut out, None));
+                pool.install(|| kernels::multiply_many(isa, &product, &mut out, None));
                 out.iter().map(|value| value.to_bits()).collect::<Vec<_>>()
             };
             let one = bytes(1);
-            assert!(one.iter().any(|&bits| bits != 0) && one == bytes(2) && one == bytes(3), "{over:?}");
+            assert!(one.iter().any(|&bits| bits != 0) && one == bytes(2) && one == bytes(3), "{isa:?} {over:?}");
         }
     }
 
     #[test]
-    fn tiles_are_left_alone_where_other_instructions_are_asked_for() {
+    fn many_rows_are_left_alone_where_other_instructions_are_asked_for() {
         let weight = Rng::named(18, "isa").normal(&[5, 64], 1.0).unwrap();
-        assert!(!Nf4::quantize(&weight).unwrap().with_isa(Isa::Portable).has_tiles());
-        assert!(!Nf4::quantize(&weight.narrow(1, 0, 33)).unwrap().has_tiles());
+        assert!(!Nf4::quantize(&weight).unwrap().with_isa(Isa::Portable).can_multiply_many());
+        assert!(!Nf4::quantize(&weight.narrow(1, 0, 33)).unwrap().can_multiply_many());
     }
 }

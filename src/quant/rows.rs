@@ -55,6 +55,21 @@ pub fn gate(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     Ok(out)
 }
 
+/// The log-probabilities (nats) of `targets` `[n]` i64, `[n]` f32, by logits `[n, vocab]`, which become their own gradient: that of
+/// `-sum(weights logp)`, every row counting 1 without `weights` `[n]` f32.
+///
+/// # Errors
+/// As [`rms_norm`], and when a target is outside the vocabulary.
+pub fn cross_entropy(logits: &mut Tensor, targets: &Tensor, weights: Option<&Tensor>) -> Result<Tensor> {
+    let (n, vocab) = logits.size2()?;
+    let (targets, weights) = (as_slice::<i64>(targets)?, weights.map(as_slice::<f32>).transpose()?);
+    let is_fit = targets.len() as i64 == n && weights.is_none_or(|weights| weights.len() as i64 == n);
+    fits(is_fit && targets.iter().all(|target| (0..vocab).contains(target)), logits)?;
+    let mut logps = Tensor::f_empty([n], (Kind::Float, Device::Cpu))?;
+    rows::cross_entropy(as_slice_mut(logits)?, targets, weights, as_slice_mut(&mut logps)?);
+    Ok(logps)
+}
+
 /// One new token a sequence for [`attend`], which attends to all before it.
 #[derive(Clone, Copy, Debug)]
 pub struct NewTokens<'a> {
@@ -216,6 +231,33 @@ mod tests {
         }
         let (a, b) = (draw(&mut rng, &[2, 3]), draw(&mut rng, &[3, 2]));
         assert!(column_sums(&a, &b).is_err() && !can_pass(&[&a.transpose(0, 1)]) && can_pass(&[&a, &b]));
+    }
+
+    #[test]
+    fn logits_become_the_gradient_of_their_cross_entropy() {
+        let mut rng = Rng::named(35, "entropy");
+        for (n, vocab) in [(1, 1), (3, 37), (5, 20_011)] {
+            let logits = draw(&mut rng, &[n, vocab]) * 6.0;
+            let targets = Tensor::from_slice(&(0..n).map(|row| (row * 7919) % vocab).collect::<Vec<_>>());
+            let weights = rng.normal(&[n], 1.0).unwrap();
+            for weights in [None, Some(&weights)] {
+                let wide = double(&logits).set_requires_grad(true);
+                let exact = wide.log_softmax(1, Kind::Double).gather(1, &targets.unsqueeze(1), false).squeeze_dim(1);
+                let ones = exact.detach().ones_like();
+                (&exact * weights.map_or(ones, double)).sum(Kind::Double).neg().backward();
+                let mut found = logits.copy();
+                let logps = cross_entropy(&mut found, &targets, weights).unwrap();
+                // Sums in f32 of `vocab / 16` terms each, and one rounding to bf16.
+                assert!((double(&logps) - exact.detach()).abs().max().double_value(&[]) < 1e-5);
+                let bound = wide.grad().abs() * (2f64.powi(-8) * 1.001) + 1e-6;
+                let excess = ((double(&found) - wide.grad()).abs() - bound).max().double_value(&[]);
+                assert!(excess <= 0.0, "[{n}, {vocab}]: {excess} over");
+            }
+            assert!(cross_entropy(&mut logits.copy(), &(&targets + vocab), None).is_err());
+            let mut broken = logits.copy();
+            let _ = broken.get(0).get(0).fill_(f64::NAN);
+            assert!(cross_entropy(&mut broken, &targets, None).unwrap().double_value(&[0]).is_nan());
+        }
     }
 
     #[test]

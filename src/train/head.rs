@@ -6,7 +6,7 @@ use tch::{Kind, Tensor, no_grad};
 
 use super::Result;
 use crate::model::Qwen2;
-use crate::quant::cuda;
+use crate::quant::{cuda, rows};
 
 /// Rows whose logits exist at one time.
 pub const CHUNK_ROWS: i64 = 128;
@@ -26,11 +26,6 @@ fn chunks(n_rows: i64) -> impl Iterator<Item = (i64, i64)> {
     (0..n_rows).step_by(CHUNK_ROWS as usize).map(move |start| (start, CHUNK_ROWS.min(n_rows - start)))
 }
 
-/// f32 logits of normed hidden states `[n, hidden]`.
-fn logits(model: &Qwen2, hidden: &Tensor) -> Result<Tensor> {
-    Ok(hidden.f_linear(model.head_weight(), None::<&Tensor>)?.f_to_kind(Kind::Float)?)
-}
-
 /// Log-probabilities of `targets` `[rows]` after the normed hidden states `[rows, hidden]`: `[rows]` f32, no gradient.
 ///
 /// # Errors
@@ -39,10 +34,8 @@ pub fn score(model: &Qwen2, hidden: &Tensor, targets: &Tensor) -> Result<Tensor>
     no_grad(|| {
         let mut logps = Vec::new();
         for (start, len) in chunks(hidden.size()[0]) {
-            let logits = logits(model, &hidden.f_narrow(0, start, len)?)?;
-            let targets = targets.f_narrow(0, start, len)?.f_unsqueeze(1)?;
-            let picked = logits.f_gather(1, &targets, false)?.f_squeeze_dim(1)?;
-            logps.push(picked.f_sub(&logits.f_logsumexp(1i64, false)?)?);
+            let mut logits = hidden.f_narrow(0, start, len)?.f_linear(model.head_weight(), None::<&Tensor>)?;
+            logps.push(cross_entropy(&mut logits, &targets.f_narrow(0, start, len)?, None)?);
         }
         join(logps, hidden)
     })
@@ -85,34 +78,39 @@ fn score_rows(model: &Qwen2, hidden: &Tensor, targets: &Tensor, weights: Option<
     let mut grad_weight = weights.map(|_| zeros()).transpose()?;
     for (start, len) in chunks(hidden.size()[0]) {
         let rows = hidden.f_narrow(0, start, len)?;
-        if let Some(kernels) = cuda::of(head.device())? {
-            let mut logits = rows.f_linear(head, None::<&Tensor>)?;
-            let weights = weights.map(|weights| weights.f_narrow(0, start, len)).transpose()?;
-            logps.push(kernels.cross_entropy(&mut logits, &targets.f_narrow(0, start, len)?, weights.as_ref())?);
-            grads.push(logits.f_matmul(head)?);
-            if let Some(total) = &mut grad_weight {
-                let _ = total.f_add_(&logits.f_transpose(0, 1)?.f_matmul(&rows)?.f_to_kind(Kind::Float)?)?;
-            }
-            continue;
-        }
-        let mut logits = logits(model, &rows)?;
-        let targets = targets.f_narrow(0, start, len)?.f_unsqueeze(1)?;
-        let weights = match weights {
-            Some(weights) => weights.f_narrow(0, start, len)?.f_unsqueeze(1)?,
-            None => Tensor::f_ones([len, 1], (Kind::Float, hidden.device()))?,
-        };
-        let normalizer = logits.f_logsumexp(1i64, true)?;
-        logps.push(logits.f_gather(1, &targets, false)?.f_sub(&normalizer)?.f_squeeze_dim(1)?);
-        // d(-w logp)/dlogits = w (softmax - onehot)
-        let mut gradient = logits.f_subtract_(&normalizer)?.f_exp_()?.f_mul_(&weights)?;
-        let gradient = gradient.f_scatter_add_(1, &targets, &weights.f_neg()?)?.f_to_kind(rows.f_kind()?)?;
-        grads.push(gradient.f_matmul(head)?);
+        let mut logits = rows.f_linear(head, None::<&Tensor>)?;
+        let targets = targets.f_narrow(0, start, len)?;
+        let weights = weights.map(|weights| weights.f_narrow(0, start, len)).transpose()?;
+        logps.push(cross_entropy(&mut logits, &targets, weights.as_ref())?);
+        grads.push(logits.f_matmul(head)?);
         if let Some(total) = &mut grad_weight {
-            let _ = total.f_add_(&gradient.f_transpose(0, 1)?.f_matmul(&rows)?.f_to_kind(Kind::Float)?)?;
+            let _ = total.f_add_(&logits.f_transpose(0, 1)?.f_matmul(&rows)?.f_to_kind(Kind::Float)?)?;
         }
     }
     let grad_hidden = if grads.is_empty() { hidden.f_zeros_like()? } else { Tensor::f_cat(&grads, 0)? };
     Ok(Scored { logps: join(logps, hidden)?, grad_hidden, grad_weight })
+}
+
+/// The log-probabilities of targets; logits `[n, vocab]` become `w (softmax - onehot)`, the gradient of `-w logp`.
+fn cross_entropy(logits: &mut Tensor, targets: &Tensor, weights: Option<&Tensor>) -> Result<Tensor> {
+    if let Some(kernels) = cuda::of(logits.device())? {
+        return Ok(kernels.cross_entropy(logits, targets, weights)?);
+    }
+    if rows::can_pass(&[logits]) {
+        return Ok(rows::cross_entropy(logits, targets, weights)?);
+    }
+    let kind = logits.f_kind()?;
+    let targets = targets.f_unsqueeze(1)?;
+    let weights = match weights {
+        Some(weights) => weights.f_unsqueeze(1)?,
+        None => Tensor::f_ones(targets.size(), (Kind::Float, logits.device()))?,
+    };
+    let mut wide = logits.f_to_kind(Kind::Float)?;
+    let normalizer = wide.f_logsumexp(1i64, true)?;
+    let logps = wide.f_gather(1, &targets, false)?.f_sub(&normalizer)?.f_squeeze_dim(1)?;
+    let mut gradient = wide.f_subtract_(&normalizer)?.f_exp_()?.f_mul_(&weights)?;
+    *logits = gradient.f_scatter_add_(1, &targets, &weights.f_neg()?)?.f_to_kind(kind)?;
+    Ok(logps)
 }
 
 fn join(parts: Vec<Tensor>, like: &Tensor) -> Result<Tensor> {

@@ -44,8 +44,6 @@ macro_rules! for_each_processor {
     };
 }
 
-#[cfg(target_arch = "x86_64")]
-mod amx;
 pub mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -54,6 +52,8 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512bf16;
 pub mod cuda;
+#[cfg(target_arch = "x86_64")]
+mod gemm;
 mod portable;
 pub mod rows;
 
@@ -79,8 +79,8 @@ const SMALL: usize = 1 << 19;
 /// Products that one task of [`multiply_each`] takes: some ten microseconds, so that all cores end together.
 const TASK_PRODUCTS: usize = 1 << 18;
 
-/// A set of vector instructions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A set of vector instructions, each with all of those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
     Portable,
     /// AVX2, FMA and F16C.
@@ -89,9 +89,13 @@ pub enum Isa {
     Avx512,
     /// The same and its bf16 products, which the activations of a bf16 model are multiplied with.
     Avx512Bf16,
+    /// The same and AMX's tiles of bf16, in products of many rows.
+    Amx,
 }
 
 impl Isa {
+    pub const ALL: [Self; 5] = [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16, Self::Amx];
+
     /// Whether the processor has it.
     pub fn is_available(self) -> bool {
         match self {
@@ -108,6 +112,8 @@ impl Isa {
             }
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Bf16 => Self::Avx512.is_available() && is_x86_feature_detected!("avx512bf16"),
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx => Self::Avx512Bf16.is_available() && gemm::has_tiles(),
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
         }
@@ -115,10 +121,12 @@ impl Isa {
 
     /// The best that the processor has.
     pub fn best() -> Self {
-        [Self::Avx512Bf16, Self::Avx512, Self::Avx2]
-            .into_iter()
-            .find(|isa| isa.is_available())
-            .unwrap_or(Self::Portable)
+        Self::available().last().unwrap_or(Self::Portable)
+    }
+
+    /// All that the processor has, the best one last.
+    pub fn available() -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter().filter(|isa| isa.is_available())
     }
 }
 
@@ -289,7 +297,7 @@ pub fn quantize<T: Quantizable>(isa: Isa, values: &[T], packed: &mut [u8], absma
                 wide.iter_mut().zip(block).for_each(|(wide, value)| *wide = value.widen());
                 *absmax = match isa {
                     #[cfg(target_arch = "x86_64")]
-                    Isa::Avx512 | Isa::Avx512Bf16 => avx512::quantize_block(wide, packed),
+                    isa if isa >= Isa::Avx512 => avx512::quantize_block(wide, packed),
                     #[cfg(target_arch = "x86_64")]
                     Isa::Avx2 => avx2::quantize_block(wide, packed),
                     _ => portable::quantize_block(wide, packed),
@@ -313,7 +321,7 @@ fn for_each_task<T: Send>(source: &Source<'_>, out: &mut [T], expand: impl Fn(&[
 pub fn dequantize_f32(isa: Isa, source: &Source<'_>, rounding: Rounding, out: &mut [f32]) {
     for_each_task(source, out, |packed, scales, out| match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Avx512Bf16 => avx512::dequantize_f32(packed, scales, rounding, out),
+        isa if isa >= Isa::Avx512 => avx512::dequantize_f32(packed, scales, rounding, out),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => avx2::dequantize_f32(packed, scales, rounding, out),
         _ => portable::dequantize(packed, scales, out, |scale| table(scale, rounding)),
@@ -324,7 +332,7 @@ pub fn dequantize_f32(isa: Isa, source: &Source<'_>, rounding: Rounding, out: &m
 pub fn dequantize_bf16(isa: Isa, source: &Source<'_>, rounding: Rounding, out: &mut [bf16]) {
     for_each_task(source, out, |packed, scales, out| match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Avx512Bf16 => avx512::dequantize_bf16(packed, scales, rounding, out),
+        isa if isa >= Isa::Avx512 => avx512::dequantize_bf16(packed, scales, rounding, out),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => avx2::dequantize_bf16(packed, scales, rounding, out),
         _ => portable::dequantize(packed, scales, out, |scale| table_bf16(scale, rounding).map(bf16::from_bits)),
@@ -346,21 +354,21 @@ pub fn multiply_each(isa: Isa, matrices: &[Matrix<'_>], x: &[f32], n: usize, out
         return;
     }
     let lanes = match isa {
-        Isa::Avx512 | Isa::Avx512Bf16 => 16,
-        Isa::Avx2 => 8,
         Isa::Portable => 1,
+        Isa::Avx2 => 8,
+        _ => 16,
     };
     let x = by_nibble(x, lanes);
     for_each_row(matrices, &x, n, out, |packed, scales, rounding, x, out| match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Avx512Bf16 => avx512::multiply_row(packed, scales, rounding, x, out),
+        isa if isa >= Isa::Avx512 => avx512::multiply_row(packed, scales, rounding, x, out),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => avx2::multiply_row(packed, scales, rounding, x, out),
         _ => portable::multiply_row(packed, scales, rounding, x, out),
     });
 }
 
-/// As [`multiply_each`] with bf16 products, [`Isa::Avx512Bf16`], for activations in bf16 and roundings that end there.
+/// As [`multiply_each`] with bf16 products, from [`Isa::Avx512Bf16`] on, for activations in bf16 and roundings that end there.
 #[cfg(target_arch = "x86_64")]
 pub fn multiply_each_bf16(matrices: &[Matrix<'_>], x: &[bf16], n: usize, out: &mut [f32]) {
     if n == 0 || out.is_empty() {
@@ -369,19 +377,16 @@ pub fn multiply_each_bf16(matrices: &[Matrix<'_>], x: &[bf16], n: usize, out: &m
     for_each_row(matrices, &by_nibble(x, avx512bf16::LANES), n, out, avx512bf16::multiply_row);
 }
 
-/// Whether [`multiply_many`] is there: where the best instructions are asked for, and AMX is among them.
-pub fn has_tiles(isa: Isa) -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return isa == Isa::Avx512Bf16 && amx::is_available();
-    #[cfg(not(target_arch = "x86_64"))]
-    return false;
+/// Whether [`multiply_many`] is there: where bf16 products are.
+pub fn can_multiply_many(isa: Isa) -> bool {
+    isa >= Isa::Avx512Bf16 && isa.is_available()
 }
 
-/// Computes a product, where [`has_tiles`] says that it can and sizes fit ([`Product::fits`]); else nothing. `scaled` takes the
-/// second stream's sums.
-pub fn multiply_many(product: &Product<'_>, out: &mut [bf16], scaled: Option<&mut [bf16]>) {
+/// Computes a product, where [`can_multiply_many`] says that it can and sizes fit ([`Product::fits`]); else nothing. `scaled`
+/// takes the second stream's sums.
+pub fn multiply_many(isa: Isa, product: &Product<'_>, out: &mut [bf16], scaled: Option<&mut [bf16]>) {
     #[cfg(target_arch = "x86_64")]
-    amx::multiply_many(product, out, scaled);
+    gemm::multiply_many(isa, product, out, scaled);
 }
 
 /// Shares out the rows of all matrices: calls `multiply_row` with a row's bytes, scales and rounding, up to four rows of `x`, and
@@ -425,12 +430,12 @@ fn for_each_row<T: Sync>(
 pub fn multiply_dense(isa: Isa, weight: &[bf16], x: &[f32], n: usize, out: &mut [f32]) {
     for_each_dense_row(weight, x, n, out, |row, x| match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Avx512Bf16 => avx512::dot_dense(row, x),
+        isa if isa >= Isa::Avx512 => avx512::dot_dense(row, x),
         _ => portable::dot_dense(row, x),
     });
 }
 
-/// As [`multiply_dense`] with bf16 products, [`Isa::Avx512Bf16`], for activations in bf16.
+/// As [`multiply_dense`] with bf16 products, from [`Isa::Avx512Bf16`] on, for activations in bf16.
 #[cfg(target_arch = "x86_64")]
 pub fn multiply_dense_bf16(weight: &[bf16], x: &[bf16], n: usize, out: &mut [f32]) {
     for_each_dense_row(weight, x, n, out, avx512bf16::dot_dense);

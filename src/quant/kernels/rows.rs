@@ -79,6 +79,18 @@ pub fn column_sums(a: &[bf16], b: &[bf16], out: &mut [f32]) {
     }
 }
 
+/// For each row of logits `[n, vocab]` the log-probability (nats) of its target, below `vocab`; the logits become the gradient of
+/// `-weight logp`, the weight 1 where there is none.
+pub fn cross_entropy(logits: &mut [bf16], targets: &[i64], weights: Option<&[f32]>, logps: &mut [f32]) {
+    let vocab = logits.len() / targets.len().max(1);
+    logits.par_chunks_mut(vocab.max(1)).zip(targets).zip(logps).enumerate().for_each(
+        |(row, ((logits, target), logp))| {
+            let weight = weights.map_or(1.0, |weights| weights[row]);
+            entropy_row(logits, *target as usize, weight, logp);
+        },
+    );
+}
+
 /// `out[i][row] = sums[row][i] + bias[row] + before[i][row]`, rounded once: `sums` is `[width, n]`, `before` and `out` `[n, width]`.
 pub fn add_and_round(sums: &[f32], n: usize, bias: Option<&[bf16]>, before: Option<&[bf16]>, out: &mut [bf16]) {
     let width = sums.len() / n.max(1);
@@ -200,6 +212,26 @@ for_each_processor! {
             *grad_up = narrow(gate * open * grad);
             *grad_gate = narrow(grad * up * open * (1.0 + gate * (1.0 - open)));
         }
+    }
+}
+
+for_each_processor! {
+    fn entropy_row(logits: &mut [bf16], target: usize, weight: f32, logp: &mut f32) {
+        let mut largest = [f32::NEG_INFINITY; LANES];
+        for logits in logits.chunks(LANES) {
+            largest.iter_mut().zip(logits).for_each(|(largest, logit)| *largest = largest.max(logit.widen()));
+        }
+        let largest = largest.into_iter().fold(f32::NEG_INFINITY, f32::max);
+        let mut sums = [0f32; LANES];
+        for logits in logits.chunks(LANES) {
+            sums.iter_mut().zip(logits).for_each(|(sum, logit)| *sum += exp(logit.widen() - largest));
+        }
+        let normalizer = largest + sums.iter().sum::<f32>().ln();
+        *logp = logits[target].widen() - normalizer;
+        for logit in &mut *logits {
+            *logit = narrow(exp(logit.widen() - normalizer) * weight);
+        }
+        logits[target] = narrow(logp.exp() * weight - weight);
     }
 }
 

@@ -1,4 +1,4 @@
-//! Products of many token rows with an NF4 weight on AMX tiles, the weight expanded a piece at a time into the cache.
+//! Products of many token rows with an NF4 weight in bf16, the weight expanded a piece at a time into the cache.
 //!
 //! The summed dimension is cut into chunks. For each, 64 rows or columns of the weight are expanded into tiles, which stay in
 //! the first-level cache while all token rows go by; token rows are brought into tiles once. `x W^T` takes the
@@ -7,8 +7,10 @@
 //! of threads.
 #![allow(unsafe_code)]
 
+mod amx;
 mod layout;
-mod tile;
+mod step;
+mod vectors;
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -16,12 +18,12 @@ use std::ops::Range;
 use half::bf16;
 use rayon::prelude::*;
 
-use super::{Finish, Over, Product};
+use super::{Finish, Isa, Over, Product};
 use crate::quant::nf4::BLOCK;
 use layout::{PAIR_ROWS, UNIT, unit_lines};
-use tile::{DEPTH, Line, PAIR_BYTES, Sums, Tiles};
+use step::{DEPTH, Engine, Line, PAIR_LINES, Sums};
 
-pub use tile::is_available;
+pub use amx::has_tiles;
 
 /// The most of the summed dimension in a chunk, in [`DEPTH`]s: a pair of tiles of either operand, 20 KB each, fits into
 /// 48 KB of first-level cache.
@@ -32,8 +34,6 @@ const TASK_PAIRS: usize = 32;
 
 /// Sums that a task holds between chunks: they fit into the second-level cache beside the rest.
 const TASK_SUMS: usize = (768 << 10) / size_of::<Sums>();
-
-const PAIR_LINES: usize = PAIR_BYTES / size_of::<Line>();
 
 /// What a thread keeps from one product to the next.
 #[derive(Default)]
@@ -76,13 +76,14 @@ impl Out {
     }
 }
 
-/// Computes a product. The caller has asked [`is_available`]; columns are whole blocks. Where sizes do not fit, nothing
-/// happens.
-pub fn multiply_many(product: &Product<'_>, out: &mut [bf16], scaled: Option<&mut [bf16]>) {
+/// Computes a product with the instructions `isa`, at least [`Isa::Avx512Bf16`]; columns are whole blocks. Where the processor
+/// has no such instructions, or sizes do not fit, nothing happens.
+pub fn multiply_many(isa: Isa, product: &Product<'_>, out: &mut [bf16], scaled: Option<&mut [bf16]>) {
     let (summed, width) = product.widths();
     let n = product.n;
     let low_rank = product.low_rank.as_ref();
-    if !is_available() || n == 0 || width == 0 || !product.fits(out.len(), scaled.as_ref().map(|scaled| scaled.len())) {
+    let fits = product.fits(out.len(), scaled.as_ref().map(|scaled| scaled.len()));
+    if !super::can_multiply_many(isa) || n == 0 || width == 0 || !fits {
         return;
     }
     let depth = summed.div_ceil(DEPTH);
@@ -102,7 +103,7 @@ pub fn multiply_many(product: &Product<'_>, out: &mut [bf16], scaled: Option<&mu
         };
         let pack = |x: &[bf16], width: usize, scale: Option<&[f32]>, packed: &mut [Line]| {
             let (start, end) = rows(x, width);
-            // SAFETY: the instructions are there (`is_available`).
+            // SAFETY: the instructions are there (`can_multiply_many`).
             unsafe {
                 match product.over {
                     Over::Columns => layout::pack_right(&x[start..end], width, packed),
@@ -135,7 +136,7 @@ pub fn multiply_many(product: &Product<'_>, out: &mut [bf16], scaled: Option<&mu
         let range = |size: usize, idx: usize, end: usize| (idx * size).min(end)..((idx + 1) * size).min(end);
         let (pairs, units) = (range(task_pairs, token_task, pairs), range(task_units, task, units));
         let mut scratch = SCRATCH.take();
-        let work = Work { product, packed: &packed, depth, low_depth, pair_lines, outs: &outs };
+        let work = Work { isa, product, packed: &packed, depth, low_depth, pair_lines, outs: &outs };
         work.run(pairs, units, &mut scratch);
         SCRATCH.set(scratch);
     });
@@ -149,6 +150,7 @@ struct Outs {
 
 /// What the tasks of a product share.
 struct Work<'a> {
+    isa: Isa,
     product: &'a Product<'a>,
     /// For each 32 rows of tokens the tiles of all streams, then those of the low-rank factor.
     packed: &'a [Line],
@@ -170,11 +172,11 @@ impl Work<'_> {
         if sums.len() < n_sums {
             sums.resize(n_sums, Sums::ZERO);
         }
-        // SAFETY: `multiply_many` has asked `is_available`.
-        let tiles = unsafe { Tiles::new() };
+        // SAFETY: `multiply_many` has asked whether they are there, and enough.
+        let engine = unsafe { Engine::new(self.isa) };
         let step = |weight: &[Line], tokens: &[Line], len: usize, adds: bool, sums: &mut Sums| match self.product.over {
-            Over::Columns => tiles.step(weight, tokens, len, adds, sums),
-            Over::Rows => tiles.step(tokens, weight, len, adds, sums),
+            Over::Columns => engine.step(weight, tokens, len, adds, sums),
+            Over::Rows => engine.step(tokens, weight, len, adds, sums),
         };
         let n_chunks = depth.div_ceil(CHUNK);
         // Even, as blocks of the weight are whole: two `DEPTH`s each.

@@ -6,11 +6,8 @@ use half::bf16;
 
 use super::super::avx512::{load_f32, load16, look_up_bf16, values_bf16};
 use super::super::{Rounding, Source};
-use super::tile::{DEPTH, Line, SIDE, Sums};
+use super::step::{DEPTH, Line, PAIR_LINES, SIDE, Sums};
 use crate::quant::nf4::BLOCK;
-
-/// Lines of a pair of tiles.
-const PAIR_LINES: usize = 2 * SIDE;
 
 /// Token rows of a pair of tiles.
 pub const PAIR_ROWS: usize = 2 * SIDE;

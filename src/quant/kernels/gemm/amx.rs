@@ -1,52 +1,19 @@
 //! The tile instructions themselves: whether they are there, and one step of a product.
 //!
-//! A step multiplies 32 rows by 32 columns over a run of the summed dimension, in four of the eight tiles; two more hold
-//! either operand. Rust's intrinsics for tiles are not stable, so that the instructions are written out.
+//! A step has its sums in four of the eight tiles; two more hold either operand. Rust's intrinsics for tiles are not stable, so that the instructions are written out.
 
 use std::arch::asm;
 use std::arch::x86_64::__cpuid_count;
 use std::sync::OnceLock;
 
-/// Rows of a tile, and its columns of f32.
-pub const SIDE: usize = 16;
+use super::step::{Line, PAIR_LINES, SIDE, Sums};
 
-/// Bytes of a tile.
-pub const TILE_BYTES: usize = 64 * SIDE;
-
-/// Elements of bf16 that a tile's row holds: the part of the summed dimension that one instruction takes.
-pub const DEPTH: usize = 32;
-
-/// Bytes that a step reads of either operand for each [`DEPTH`]: two tiles.
-pub const PAIR_BYTES: usize = 2 * TILE_BYTES;
-
-/// The sums of a step: those of the first 16 rows, 16 columns at a time, then those of the other rows.
-#[repr(C, align(64))]
-#[derive(Clone, Copy)]
-pub struct Sums(pub [[[f32; SIDE]; SIDE]; 4]);
-
-impl Sums {
-    pub const ZERO: Self = Self([[[0.0; SIDE]; SIDE]; 4]);
-}
-
-/// 64 bytes where a vector register or a tile's row finds its place without crossing a cache line.
-#[repr(C, align(64))]
-#[derive(Clone, Copy)]
-pub struct Line(pub [u16; 32]);
-
-impl Line {
-    pub const ZERO: Self = Self([0; 32]);
-}
-
-/// Whether the processor has tiles of bf16 and the vector instructions around them, and the system lets us use them.
-pub fn is_available() -> bool {
+/// Whether the processor, which has AVX-512, has tiles of bf16 too, and the system lets us use them.
+pub fn has_tiles() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
     *AVAILABLE.get_or_init(|| {
-        let has_vectors = is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512vl")
-            && is_x86_feature_detected!("avx512bf16");
         // Leaf 7 is there where AVX-512 is. EDX: 22 is AMX-BF16, 24 AMX-TILE.
-        has_vectors && __cpuid_count(7, 0).edx >> 22 & 0b101 == 0b101 && is_permitted()
+        __cpuid_count(7, 0).edx >> 22 & 0b101 == 0b101 && is_permitted()
     })
 }
 
@@ -78,7 +45,7 @@ impl Tiles {
     /// Sets the tiles up.
     ///
     /// # Safety
-    /// [`is_available`] is true.
+    /// The processor has AVX-512, and [`has_tiles`] is true.
     pub unsafe fn new() -> Self {
         /// Palette 1, all eight tiles of 16 rows of 64 bytes.
         #[repr(C, align(64))]
@@ -97,18 +64,14 @@ impl Tiles {
         Self(())
     }
 
-    /// `sums = a b` over `depth` times [`DEPTH`] elements of the summed dimension, or with `adds` that much more.
-    ///
-    /// Either operand is a run of pairs of tiles, a pair for each [`DEPTH`]. A tile of `a` has 16 rows of 32 elements; one of
-    /// `b` has 16 rows, each with two neighbours of the summed dimension for each of 16 columns.
-    pub fn step(&self, a: &[Line], b: &[Line], depth: usize, adds: bool, sums: &mut Sums) {
-        let lines = depth * PAIR_BYTES / size_of::<Line>();
-        let (a, b) = (&a[..lines], &b[..lines]);
+    /// As [`super::step::Engine::step`], for whole pairs of tiles.
+    pub fn step(&self, a: &[Line], b: &[Line], adds: bool, sums: &mut Sums) {
+        let depth = a.len().min(b.len()) / PAIR_LINES;
         if depth == 0 {
             return;
         }
         // SAFETY: the tiles are set up (`self`). Loads stay in `a` and `b`, which have a pair of tiles for each of `depth`
-        // steps (the slices above), and in `sums`, four tiles in one, as do the stores. The compiler uses no tiles.
+        // steps, and in `sums`, four tiles in one, as do the stores. The compiler uses no tiles.
         unsafe {
             if adds {
                 asm!(
