@@ -10,11 +10,11 @@
 //!
 //! The frozen weight and the bias get no gradient.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::Result;
 use super::projection::{Adapter, Matrix, Projection, Workspace};
-use crate::quant::{Backward, Forward, Nf4, cuda, rows};
+use crate::quant::{Backward, Forward, Nf4, cuda, rows, thin};
 use crate::tensor::Rng;
 
 /// What is kept of a layer's forward pass. Anything that is missing is computed again.
@@ -58,6 +58,10 @@ impl Matrices {
             (Some(magnitude), Some(norm)) => Some(magnitude.f_div(norm)?),
             _ => None,
         };
+        if kind == Kind::BFloat16 && lora.lora_a.device() == Device::Cpu {
+            let (a, scaled_b) = (rows::narrow(&lora.lora_a, 1.0)?, rows::narrow(&lora.lora_b, lora.scaling)?);
+            return Ok(Self { a, scaled_b, gain });
+        }
         Ok(Self {
             a: lora.lora_a.f_to_kind(kind)?,
             scaled_b: lora.lora_b.f_mul_scalar(lora.scaling)?.f_to_kind(kind)?,
@@ -80,9 +84,8 @@ impl Projection {
             (Matrix::Expanded(weight), Some(adapter)) => (weight, adapter),
         };
         let Matrices { a, scaled_b, gain } = Matrices::new(adapter, kind)?;
-        let mask = self.mask(x, seed)?;
-        let dropped = dropped(x, mask.as_ref())?;
-        let inner = dropped.f_linear(&a, None::<&Tensor>)?;
+        let (mask, dropped) = self.drop(x, seed)?;
+        let inner = inner_of(&dropped, &a)?;
         let low_rank = scaled_b.f_transpose(0, 1)?;
         let Some(gain) = gain else {
             let output = x.f_linear(&weight, bias)?.f_addmm_(&inner, &low_rank)?;
@@ -108,9 +111,8 @@ impl Projection {
             return Ok(Part { output: Some(weight.outputs(&plain)?.0), ..Part::default() });
         };
         let Matrices { a, scaled_b, gain } = Matrices::new(adapter, kind)?;
-        let mask = self.mask(x, seed)?;
-        let dropped = dropped(x, mask.as_ref())?;
-        let inner = dropped.f_linear(&a, None::<&Tensor>)?;
+        let (mask, dropped) = self.drop(x, seed)?;
+        let inner = inner_of(&dropped, &a)?;
         let adapted = Forward { low_rank: Some((&inner, &scaled_b)), ..plain };
         let (output, scaled) = match (gain, &mask) {
             (None, _) => (Some(weight.outputs(&adapted)?.0), None),
@@ -163,24 +165,19 @@ impl Projection {
             return Ok((dx, Vec::new()));
         };
         let Matrices { a, scaled_b, gain } = Matrices::new(adapter, kind)?;
-        let mask = self.mask(x, seed)?;
-        let dropped = dropped(x, mask.as_ref())?;
+        let (mask, dropped) = self.drop(x, seed)?;
         let Part { scaled, inner, .. } = part.unwrap_or_default();
         let inner = match inner {
             Some(inner) => inner,
-            None => dropped.f_linear(&a, None::<&Tensor>)?,
+            None => inner_of(&dropped, &a)?,
         };
         let mut gradients = Vec::with_capacity(3);
-        let rows = gain.as_ref().map(|gain| gain.f_unsqueeze(1)).transpose()?;
-        let (mut grad_b, grad_inner) = {
-            let product = dy.f_transpose(0, 1)?.f_matmul(&inner)?.f_to_kind(Kind::Float)?;
-            match &rows {
-                Some(rows) => (product.f_mul(rows)?, dy.f_matmul(&scaled_b.f_mul(&rows.f_to_kind(kind)?)?)?),
-                None => (product, dy.f_matmul(&scaled_b)?),
-            }
-        };
-        let _ = grad_b.f_mul_scalar_(adapter.lora.scaling)?;
-        gradients.push(grad_inner.f_transpose(0, 1)?.f_matmul(&dropped)?);
+        let scaling = adapter.lora.scaling;
+        let (grad_b, grad_inner) = back_to_inner(dy, &inner, &scaled_b, scaling, gain.as_ref())?;
+        gradients.push(match thin::can_multiply(&[&grad_inner, &dropped]) {
+            true => thin::gradient_a(&grad_inner, &dropped)?,
+            false => grad_inner.f_transpose(0, 1)?.f_matmul(&dropped)?,
+        });
         gradients.push(grad_b);
         if let (Some(_), Some(norm)) = (&gain, &adapter.norm) {
             let scaled = match (scaled, &matrix) {
@@ -229,27 +226,52 @@ impl Projection {
         Ok((dx, gradients))
     }
 
-    /// What the input's elements are multiplied with on their way into the adapter, `[tokens, in]`; none without dropout.
-    fn mask(&self, x: &Tensor, seed: Option<u64>) -> Result<Option<Tensor>> {
-        match (&self.adapter, seed) {
-            (Some(adapter), Some(seed)) if adapter.lora.dropout > 0.0 => {
-                let (mut rng, p, kind) = (Rng::named(seed, self.name), adapter.lora.dropout, x.f_kind()?);
-                Ok(Some(match cuda::of(x.device())? {
-                    Some(kernels) => kernels.dropout_mask(&x.size(), kind, rng.dropout_draws(p))?,
-                    None => rng.dropout_mask(&x.size(), p, kind)?,
-                }))
-            }
-            _ => Ok(None),
+    /// What the input's elements are multiplied with on their way into the adapter, `[tokens, in]`, none without dropout; and
+    /// the product.
+    fn drop(&self, x: &Tensor, seed: Option<u64>) -> Result<(Option<Tensor>, Tensor)> {
+        let (p, seed) = match (&self.adapter, seed) {
+            (Some(adapter), Some(seed)) if adapter.lora.dropout > 0.0 => (adapter.lora.dropout, seed),
+            _ => return Ok((None, x.shallow_clone())),
+        };
+        let mut rng = Rng::named(seed, self.name);
+        if rows::can_pass(&[x]) {
+            let (mask, dropped) = rows::dropout(x, rng.dropout_draws(p))?;
+            return Ok((Some(mask), dropped));
         }
+        let mask = match cuda::of(x.device())? {
+            Some(kernels) => kernels.dropout_mask(&x.size(), x.f_kind()?, rng.dropout_draws(p))?,
+            None => rng.dropout_mask(&x.size(), p, x.f_kind()?)?,
+        };
+        let dropped = x.f_mul(&mask)?;
+        Ok((Some(mask), dropped))
     }
 }
 
-fn dropped(x: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
-    Ok(match mask {
-        Some(mask) if rows::can_pass(&[x, mask]) => rows::multiply_elements(x, mask)?,
-        Some(mask) => x.f_mul(mask)?,
-        None => x.shallow_clone(),
+/// `z = A d(x)` for the dropped input, `[tokens, r]`.
+fn inner_of(dropped: &Tensor, a: &Tensor) -> Result<Tensor> {
+    Ok(match thin::can_multiply(&[dropped, a]) {
+        true => thin::inner(dropped, a)?,
+        false => dropped.f_linear(a, None::<&Tensor>)?,
     })
+}
+
+/// `dB` `[out, r]` f32 and `dz` `[tokens, r]`, with `g dy` for `dy` where there is a gain.
+fn back_to_inner(
+    dy: &Tensor,
+    inner: &Tensor,
+    scaled_b: &Tensor,
+    scaling: f64,
+    gain: Option<&Tensor>,
+) -> Result<(Tensor, Tensor)> {
+    if thin::can_multiply(&[dy, inner, scaled_b]) {
+        return Ok((thin::gradient_b(dy, inner, scaling, gain)?, thin::inner_gradient(dy, scaled_b, gain)?));
+    }
+    let kind = dy.f_kind()?;
+    let mut grad_b = dy.f_transpose(0, 1)?.f_matmul(inner)?.f_to_kind(Kind::Float)?;
+    let _ = grad_b.f_mul_scalar_(scaling)?;
+    let Some(gain) = gain else { return Ok((grad_b, dy.f_matmul(scaled_b)?)) };
+    let gain = gain.f_unsqueeze(1)?;
+    Ok((grad_b.f_mul(&gain)?, dy.f_matmul(&scaled_b.f_mul(&gain.f_to_kind(kind)?)?)?))
 }
 
 /// `dx + dy W`.

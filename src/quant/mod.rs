@@ -11,6 +11,7 @@ mod nf4;
 mod noise;
 mod products;
 pub mod rows;
+pub mod thin;
 
 pub use absmax::{Absmax, DoubleQuantized};
 pub use blockwise::DynamicCode;

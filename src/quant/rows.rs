@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::kernels::{attention, rows};
 use super::{Error, Result};
-use crate::tensor::{as_slice, as_slice_mut};
+use crate::tensor::{DropoutDraws, as_slice, as_slice_mut};
 
 /// Whether the passes here take these tensors: dense bf16 on the CPU that no graph is made for.
 pub fn can_pass(tensors: &[&Tensor]) -> bool {
@@ -127,14 +127,23 @@ pub fn gate_backward(gate: &Tensor, up: &Tensor, grad: &Tensor) -> Result<(Tenso
     Ok((grad_gate, grad_up))
 }
 
-/// `x mask`, element by element.
+/// The dropout mask of [`crate::tensor::Rng::dropout_mask`] with these draws, of the size of `x`, and `x mask`.
 ///
 /// # Errors
 /// As [`rms_norm`].
-pub fn multiply_elements(x: &Tensor, mask: &Tensor) -> Result<Tensor> {
-    fits(x.size() == mask.size(), x)?;
-    let mut out = x.f_empty_like()?;
-    rows::multiply_elements(as_slice(x)?, as_slice(mask)?, as_slice_mut(&mut out)?);
+pub fn dropout(x: &Tensor, draws: DropoutDraws) -> Result<(Tensor, Tensor)> {
+    let (mut mask, mut out) = (x.f_empty_like()?, x.f_empty_like()?);
+    rows::dropout(as_slice(x)?, draws, as_slice_mut(&mut mask)?, as_slice_mut(&mut out)?);
+    Ok((mask, out))
+}
+
+/// `factor x` in bf16, rounded once more: `x` is f32 on the CPU.
+///
+/// # Errors
+/// When the tensor is of another type.
+pub fn narrow(x: &Tensor, factor: f64) -> Result<Tensor> {
+    let mut out = Tensor::f_empty(x.size(), (Kind::BFloat16, Device::Cpu))?;
+    rows::narrow_all(as_slice(x)?, factor as f32, as_slice_mut(&mut out)?);
     Ok(out)
 }
 
@@ -217,11 +226,10 @@ mod tests {
     }
 
     #[test]
-    fn elements_and_columns_are_multiplied_and_summed() {
+    fn columns_are_multiplied_and_summed() {
         let mut rng = Rng::named(33, "columns");
         for (n, width) in [(1, 5), (64, 33), (201, 128)] {
             let [a, b] = [(); 2].map(|()| draw(&mut rng, &[n, width]));
-            assert_eq!(multiply_elements(&a, &b).unwrap(), &a * &b);
             let (wide_a, wide_b) = (double(&a), double(&b));
             let exact = (&wide_a * &wide_b).sum_dim_intlist(0i64, false, Kind::Double);
             let size = (wide_a * wide_b).abs().sum_dim_intlist(0i64, false, Kind::Double);
@@ -231,6 +239,23 @@ mod tests {
         }
         let (a, b) = (draw(&mut rng, &[2, 3]), draw(&mut rng, &[3, 2]));
         assert!(column_sums(&a, &b).is_err() && !can_pass(&[&a.transpose(0, 1)]) && can_pass(&[&a, &b]));
+    }
+
+    #[test]
+    fn elements_are_dropped_as_the_generator_says() {
+        for (n, width) in [(1, 5), (3, 67), (40, 1024)] {
+            let x = draw(&mut Rng::named(36, "x"), &[n, width]);
+            let expected = Rng::named(36, "mask").dropout_mask(&[n, width], 0.3, Kind::BFloat16).unwrap();
+            let (mask, dropped) = dropout(&x, Rng::named(36, "mask").dropout_draws(0.3)).unwrap();
+            assert_eq!((mask, dropped), (expected.copy(), &x * expected));
+        }
+    }
+
+    #[test]
+    fn numbers_are_scaled_and_rounded() {
+        let x = Rng::named(37, "narrow").normal(&[7, 131], 1.0).unwrap();
+        assert_eq!(narrow(&x, 1.5).unwrap(), (&x * 1.5).to_kind(Kind::BFloat16));
+        assert!(narrow(&x.to_kind(Kind::BFloat16), 1.0).is_err());
     }
 
     #[test]

@@ -20,6 +20,18 @@ pub struct DropoutDraws {
     pub kept: f32,
 }
 
+impl DropoutDraws {
+    /// 16 random bits for each of four elements, those of number `4 word` and after, the first ones lowest. They come from
+    /// SplitMix64 (Steele, Lea and Flood, 2014) at a place that follows from the elements', so that the work can be shared out.
+    #[inline(always)]
+    pub fn bits(&self, word: u64) -> u64 {
+        let state = self.seed.wrapping_add(word.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        let bits = (state ^ (state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let bits = (bits ^ (bits >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        bits ^ (bits >> 31)
+    }
+}
+
 /// A ChaCha8 generator seeded by a run's seed and the name of what is drawn.
 #[derive(Clone, Debug)]
 pub struct Rng(ChaCha8Rng);
@@ -81,16 +93,18 @@ impl Rng {
     /// # Errors
     /// When the tensor cannot be allocated.
     pub fn dropout_mask(&mut self, shape: &[i64], p: f64, kind: Kind) -> Result<Tensor> {
-        let DropoutDraws { seed, dropped_below, kept } = self.dropout_draws(p);
-        let dropped_below = u64::from(dropped_below);
-        if kind == Kind::BFloat16 {
-            let mut mask = Tensor::f_empty(shape, (kind, Device::Cpu))?;
-            let choice = [half::bf16::ZERO, half::bf16::from_f32(kept)];
-            fill_mask(as_slice_mut(&mut mask)?, seed, dropped_below, choice);
-            return Ok(mask);
-        }
+        const TASK_WORDS: usize = 1 << 12;
+        let draws = self.dropout_draws(p);
         let mut mask = Tensor::f_empty(shape, (Kind::Float, Device::Cpu))?;
-        fill_mask(as_slice_mut(&mut mask)?, seed, dropped_below, [0.0, kept]);
+        as_slice_mut::<f32>(&mut mask)?.par_chunks_mut(4 * TASK_WORDS).enumerate().for_each(|(task, mask)| {
+            for (word, four) in mask.chunks_mut(4).enumerate() {
+                let bits = draws.bits((task * TASK_WORDS + word) as u64);
+                for (place, out) in four.iter_mut().enumerate() {
+                    let is_kept = (bits >> (16 * place)) & 0xFFFF >= u64::from(draws.dropped_below);
+                    *out = if is_kept { draws.kept } else { 0.0 };
+                }
+            }
+        });
         Ok(mask.f_to_kind(kind)?)
     }
 
@@ -110,25 +124,6 @@ impl Rng {
         }
         Ok(tensor)
     }
-}
-
-/// Writes the first choice where 16 random bits are below a bound, else the second. Bits come from SplitMix64 (Steele, Lea
-/// and Flood, 2014) at a place that follows from the element's, so that the work can be shared out.
-fn fill_mask<T: Copy + Send + Sync>(mask: &mut [T], seed: u64, dropped_below: u64, choice: [T; 2]) {
-    const TASK: usize = 1 << 14;
-    const GAMMA: u64 = 0x9E37_79B9_7F4A_7C15;
-    mask.par_chunks_mut(TASK).enumerate().for_each(|(task, mask)| {
-        let mut state = seed.wrapping_add(((task * TASK / 4) as u64).wrapping_mul(GAMMA));
-        for four in mask.chunks_mut(4) {
-            state = state.wrapping_add(GAMMA);
-            let mut bits = (state ^ (state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-            bits = (bits ^ (bits >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-            bits ^= bits >> 31;
-            for (place, out) in four.iter_mut().enumerate() {
-                *out = choice[usize::from((bits >> (16 * place)) & 0xFFFF >= dropped_below)];
-            }
-        }
-    });
 }
 
 fn numel(shape: &[i64]) -> usize {

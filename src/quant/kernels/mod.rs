@@ -56,6 +56,8 @@ pub mod cuda;
 mod gemm;
 mod portable;
 pub mod rows;
+#[cfg(target_arch = "x86_64")]
+pub mod thin;
 
 use half::bf16;
 use rayon::prelude::*;

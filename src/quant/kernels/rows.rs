@@ -9,12 +9,16 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::{Quantizable, bf16_bits};
+use crate::tensor::DropoutDraws;
 
 /// Elements that one task takes.
 const TASK: usize = 1 << 14;
 
 /// Rows whose columns are summed together before the sums are added up.
 const SUM_ROWS: usize = 64;
+
+/// Words of random bits that are drawn together, each for four elements.
+const WORDS: usize = 8;
 
 /// Partial sums along a row.
 const LANES: usize = 16;
@@ -53,11 +57,15 @@ pub fn gate_backward(gate: &[bf16], up: &[bf16], grad: &[bf16], grad_gate: &mut 
         .for_each(|(((gate, up), grad), (grad_gate, grad_up))| gate_gradients(gate, up, grad, grad_gate, grad_up));
 }
 
-/// `x mask`.
-pub fn multiply_elements(x: &[bf16], mask: &[bf16], out: &mut [bf16]) {
-    x.par_chunks(TASK).zip(mask.par_chunks(TASK)).zip(out.par_chunks_mut(TASK)).for_each(|((x, mask), out)| {
-        elements(x, mask, out);
-    });
+/// The mask of these draws, and `x mask`.
+pub fn dropout(x: &[bf16], draws: DropoutDraws, mask: &mut [bf16], out: &mut [bf16]) {
+    let chunks = x.par_chunks(TASK).zip(mask.par_chunks_mut(TASK)).zip(out.par_chunks_mut(TASK));
+    chunks.enumerate().for_each(|(task, ((x, mask), out))| drop_elements(x, draws, task * TASK / 4, mask, out));
+}
+
+/// `factor x`, rounded.
+pub fn narrow_all(x: &[f32], factor: f32, out: &mut [bf16]) {
+    x.par_chunks(TASK).zip(out.par_chunks_mut(TASK)).for_each(|(x, out)| narrow_elements(x, factor, out));
 }
 
 /// The sums over the rows of `a b`, both `[n, width]`, for each column: `[width]`.
@@ -236,10 +244,37 @@ for_each_processor! {
 }
 
 for_each_processor! {
-    fn elements(x: &[bf16], mask: &[bf16], out: &mut [bf16]) {
-        for ((out, x), mask) in out.iter_mut().zip(x).zip(mask) {
-            *out = narrow(x.widen() * mask.widen());
+    fn drop_elements(x: &[bf16], draws: DropoutDraws, word: usize, mask: &mut [bf16], out: &mut [bf16]) {
+        const MANY: usize = 4 * WORDS;
+        let kept = narrow(draws.kept).widen();
+        let drop = |word: usize, x: &[bf16; MANY], mask: &mut [bf16; MANY], out: &mut [bf16; MANY]| {
+            let words: [u64; WORDS] = std::array::from_fn(|idx| draws.bits((word + idx) as u64));
+            let bits: [u32; MANY] = std::array::from_fn(|idx| (words[idx / 4] >> (16 * (idx % 4))) as u32 & 0xFFFF);
+            for (((out, mask), x), bits) in out.iter_mut().zip(mask).zip(x).zip(bits) {
+                let factor = if bits >= draws.dropped_below { kept } else { 0.0 };
+                *mask = narrow(factor);
+                *out = narrow(x.widen() * factor);
+            }
+        };
+        let (x_parts, x_rest) = x.as_chunks::<MANY>();
+        let (mask_parts, mask_rest) = mask.as_chunks_mut::<MANY>();
+        let (out_parts, out_rest) = out.as_chunks_mut::<MANY>();
+        let last = word + x_parts.len() * WORDS;
+        for (idx, ((x, mask), out)) in x_parts.iter().zip(mask_parts).zip(out_parts).enumerate() {
+            drop(word + idx * WORDS, x, mask, out);
         }
+        let mut rest = [[bf16::ZERO; MANY]; 3];
+        rest[0][..x_rest.len()].copy_from_slice(x_rest);
+        let [x, mask, out] = &mut rest;
+        drop(last, x, mask, out);
+        mask_rest.copy_from_slice(&mask[..mask_rest.len()]);
+        out_rest.copy_from_slice(&out[..out_rest.len()]);
+    }
+}
+
+for_each_processor! {
+    fn narrow_elements(x: &[f32], factor: f32, out: &mut [bf16]) {
+        out.iter_mut().zip(x).for_each(|(out, x)| *out = narrow(x * factor));
     }
 }
 

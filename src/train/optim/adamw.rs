@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use rayon::prelude::*;
 use tch::{Device, Kind, Tensor, no_grad};
 
 use super::blockwise::{BLOCK, Codes, MIN_SIZE, Update, update};
@@ -166,6 +167,12 @@ impl AdamW {
                             tensor.f_copy_(&values)?;
                         }
                     }
+                    Moments::Full { m, v } if can_update(&[&tensor, gradient, m, v]) => {
+                        let (gradient, tensor) = (as_slice(gradient)?, as_slice_mut(&mut tensor)?);
+                        let factors =
+                            Factors { keep: keep as f32, step_size: step_size as f32, correction2: correction2 as f32 };
+                        update_full(tensor, gradient, as_slice_mut(m)?, as_slice_mut(v)?, factors);
+                    }
                     Moments::Full { m, v } => {
                         if weight_decay != 0.0 {
                             let _ = tensor.f_mul_scalar_(keep)?;
@@ -180,6 +187,38 @@ impl AdamW {
             Ok(())
         })
     }
+}
+
+/// Whether [`update_full`] takes these tensors.
+fn can_update(tensors: &[&Tensor]) -> bool {
+    tensors
+        .iter()
+        .all(|tensor| tensor.device() == Device::Cpu && tensor.kind() == Kind::Float && tensor.is_contiguous())
+}
+
+/// The numbers of a step that all elements share.
+#[derive(Clone, Copy)]
+struct Factors {
+    /// What is left of a value after the decay.
+    keep: f32,
+    step_size: f32,
+    correction2: f32,
+}
+
+/// A step of f32 values with f32 moments in one pass over memory, with the operations of libtorch's tensors in their order.
+fn update_full(values: &mut [f32], gradient: &[f32], m: &mut [f32], v: &mut [f32], factors: Factors) {
+    const TASK: usize = 1 << 13;
+    let Factors { keep, step_size, correction2 } = factors;
+    let (rise1, decay2, rise2, eps) = ((1.0 - BETA1) as f32, BETA2 as f32, (1.0 - BETA2) as f32, EPS as f32);
+    let moments = m.par_chunks_mut(TASK).zip(v.par_chunks_mut(TASK));
+    values.par_chunks_mut(TASK).zip(gradient.par_chunks(TASK)).zip(moments).for_each(|((values, gradient), (m, v))| {
+        for (((value, gradient), m), v) in values.iter_mut().zip(gradient).zip(m).zip(v) {
+            *m += rise1 * (gradient - *m);
+            *v = decay2 * *v + rise2 * gradient * gradient;
+            let denominator = v.sqrt() / correction2 + eps;
+            *value = keep * *value - step_size * (*m / denominator);
+        }
+    });
 }
 
 fn is_bias_or_norm(name: &str) -> bool {

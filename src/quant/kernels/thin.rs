@@ -1,0 +1,293 @@
+//! Products of many rows of activations with an adapter's thin matrices, by AVX-512's bf16 instructions.
+//!
+//! A thin product is too small for a general one to be worth its preparations. Sums are in f32; each is taken in the same
+//! order whatever the number of threads.
+#![allow(unsafe_code)]
+
+use std::arch::x86_64::*;
+
+use half::bf16;
+use rayon::prelude::*;
+
+use super::rows::narrow;
+use super::{Isa, Quantizable};
+
+/// Ranks in a vector register.
+const LANES: usize = 16;
+
+/// Rows of `x` whose sums are in registers at a time.
+const ROWS: usize = 8;
+
+/// Columns of `x` that one register holds.
+const COLUMNS: usize = 32;
+
+/// Rows of `x` for one task of [`inner`].
+const TASK_ROWS: usize = 4 * ROWS;
+
+/// Groups of columns for one task of [`outer`].
+const TASK_GROUPS: usize = 4;
+
+/// Two neighbours of the summed dimension for each of 16 ranks.
+#[repr(C, align(64))]
+#[derive(Clone, Copy)]
+struct Line([[bf16; 2]; LANES]);
+
+/// How an adapter's matrix lies in memory.
+#[derive(Clone, Copy, Debug)]
+pub enum Thin<'a> {
+    /// `A` `[rank, summed]`.
+    Rows(&'a [bf16]),
+    /// `B` `[summed, rank]`, each of its rows times a factor, rounded.
+    Columns(&'a [bf16], Option<&'a [f32]>),
+}
+
+/// What becomes of the sums of [`outer`], for `x` `[n, width]`.
+#[derive(Clone, Copy, Debug)]
+pub enum Outer<'a> {
+    /// `[rank, width]`.
+    Rows,
+    /// `[width, rank]`, times a number, and each row times a factor.
+    Columns(f32, Option<&'a [f32]>),
+}
+
+/// Whether the processor can do this.
+pub fn is_available() -> bool {
+    Isa::Avx512Bf16.is_available()
+}
+
+/// `out[row][i] = sum(x[row] * matrix[i])`, rounded: `x` is `[n, summed]`, `out` `[n, rank]`. Nothing happens where
+/// [`is_available`] is false or sizes do not fit.
+pub fn inner(x: &[bf16], matrix: Thin<'_>, n: usize, rank: usize, out: &mut [bf16]) {
+    let summed = x.len() / n.max(1);
+    let (len, factors) = match matrix {
+        Thin::Rows(values) => (values.len(), None),
+        Thin::Columns(values, factors) => (values.len(), factors),
+    };
+    let fits = x.len() == n * summed && len == rank * summed && out.len() == n * rank;
+    if !is_available() || !fits || factors.is_some_and(|factors| factors.len() != summed) || out.is_empty() {
+        return;
+    }
+    let lines = lines_of(matrix, summed, rank);
+    let pairs = summed.div_ceil(2);
+    out.par_chunks_mut(TASK_ROWS * rank).zip(x.par_chunks((TASK_ROWS * summed).max(1))).for_each(|(out, x)| {
+        for (out, x) in out.chunks_mut(ROWS * rank).zip(x.chunks((ROWS * summed).max(1))) {
+            for (group, lines) in lines.chunks_exact(pairs.max(1)).enumerate() {
+                let mut sums = [[0f32; LANES]; ROWS];
+                // SAFETY: the instructions are there (`is_available`).
+                unsafe { inner_rows(x, summed, lines, &mut sums) }
+                for (out, sums) in out.chunks_exact_mut(rank).zip(&sums) {
+                    let out = &mut out[group * LANES..];
+                    out.iter_mut().zip(sums).for_each(|(out, sum)| *out = narrow(*sum));
+                }
+            }
+        }
+    });
+}
+
+/// `sum(z[row][i] * x[row][column])` over the rows: `z` is `[n, rank]`, `x` `[n, width]`. Nothing happens where
+/// [`is_available`] is false or sizes do not fit.
+pub fn outer(z: &[bf16], x: &[bf16], n: usize, finish: Outer<'_>, out: &mut [f32]) {
+    let (rank, width) = (z.len() / n.max(1), x.len() / n.max(1));
+    let fits = z.len() == n * rank && x.len() == n * width && out.len() == rank * width;
+    let has_factors = |finish| match finish {
+        Outer::Columns(_, Some(factors)) => <[f32]>::len(factors) == width,
+        _ => true,
+    };
+    if !is_available() || !fits || !has_factors(finish) || out.is_empty() {
+        return;
+    }
+    // Two neighbouring rows of `z` side by side, some ranks at a time.
+    let n_parts = rank.div_ceil(ROWS);
+    let mut pairs = vec![[[bf16::ZERO; 2]; ROWS]; n.div_ceil(2) * n_parts];
+    for (row, z) in z.chunks_exact(rank).enumerate() {
+        for (pairs, z) in pairs[row / 2 * n_parts..].iter_mut().zip(z.chunks(ROWS)) {
+            pairs.iter_mut().zip(z).for_each(|(pair, z)| pair[row % 2] = *z);
+        }
+    }
+    let out = Out { first: out.as_mut_ptr(), rank, width, finish };
+    let groups = width.div_ceil(COLUMNS);
+    (0..groups.div_ceil(TASK_GROUPS)).into_par_iter().with_max_len(1).for_each(|task| {
+        for group in task * TASK_GROUPS..((task + 1) * TASK_GROUPS).min(groups) {
+            let column = group * COLUMNS;
+            for part in 0..n_parts {
+                let mut sums = [[0f32; COLUMNS]; ROWS];
+                // SAFETY: the instructions are there (`is_available`).
+                unsafe { outer_group(x, width, column, pairs[part..].iter().step_by(n_parts), &mut sums) }
+                for (idx, sums) in (part * ROWS..rank).zip(&sums) {
+                    // SAFETY: no other task has these columns.
+                    unsafe { out.write(idx, column, sums) }
+                }
+            }
+        }
+    });
+}
+
+/// A result's memory, which tasks fill side by side.
+struct Out<'a> {
+    first: *mut f32,
+    rank: usize,
+    width: usize,
+    finish: Outer<'a>,
+}
+
+// SAFETY: tasks write different columns ([`outer`]).
+unsafe impl Sync for Out<'_> {}
+
+impl Out<'_> {
+    /// Writes the sums of rank `idx`, below `rank`, with 32 columns from `column` on, as far as they are there.
+    ///
+    /// # Safety
+    /// Nobody else writes them.
+    unsafe fn write(&self, idx: usize, column: usize, sums: &[f32; COLUMNS]) {
+        for (column, sum) in (column..self.width).zip(sums) {
+            let (at, value) = match self.finish {
+                Outer::Rows => (idx * self.width + column, *sum),
+                Outer::Columns(factor, factors) => {
+                    let factor = factors.map_or(factor, |factors| factors[column] * factor);
+                    (column * self.rank + idx, sum * factor)
+                }
+            };
+            // SAFETY: `idx` is below `rank`, `column` below `width`.
+            unsafe { self.first.add(at).write(value) }
+        }
+    }
+}
+
+/// The matrix as lines: for each 16 ranks one for each two elements of the summed dimension; zeros where there is nothing.
+fn lines_of(matrix: Thin<'_>, summed: usize, rank: usize) -> Vec<Line> {
+    let pairs = summed.div_ceil(2);
+    let mut lines = vec![Line([[bf16::ZERO; 2]; LANES]); rank.div_ceil(LANES) * pairs];
+    match matrix {
+        Thin::Rows(values) => {
+            for (idx, row) in values.chunks_exact(summed).enumerate() {
+                let lines = &mut lines[idx / LANES * pairs..][..pairs];
+                for (line, two) in lines.iter_mut().zip(row.chunks(2)) {
+                    line.0[idx % LANES][..two.len()].copy_from_slice(two);
+                }
+            }
+        }
+        Thin::Columns(values, factors) => {
+            for (at, row) in values.chunks_exact(rank).enumerate() {
+                for (group, row) in row.chunks(LANES).enumerate() {
+                    let line = &mut lines[group * pairs + at / 2];
+                    for (lane, value) in line.0.iter_mut().zip(row) {
+                        lane[at % 2] = factors.map_or(*value, |factors| narrow(value.widen() * factors[at]));
+                    }
+                }
+            }
+        }
+    }
+    lines
+}
+
+/// The sums of up to [`ROWS`] rows `x` with one group of ranks.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+fn inner_rows(x: &[bf16], summed: usize, lines: &[Line], sums: &mut [[f32; LANES]; ROWS]) {
+    let n = x.len() / summed;
+    // A row that is missing is the last one again.
+    let rows: [_; ROWS] = std::array::from_fn(|row| x[row.min(n - 1) * summed..][..summed].as_chunks::<2>());
+    let mut registers = [_mm512_setzero_ps(); ROWS];
+    for (at, line) in lines[..summed / 2].iter().enumerate() {
+        let line = load(line);
+        for (sum, (pairs, _)) in registers.iter_mut().zip(&rows) {
+            // SAFETY: every row has half of `summed` pairs, which `at` is below.
+            let pair = unsafe { pairs.get_unchecked(at) };
+            *sum = _mm512_dpbf16_ps(*sum, same(_mm512_set1_epi32(bits(pair))), line);
+        }
+    }
+    if let (1, Some(line)) = (summed % 2, lines.last()) {
+        for (sum, (_, last)) in registers.iter_mut().zip(&rows) {
+            let twice = same(_mm512_set1_epi32(bits(&[last[0], bf16::ZERO])));
+            *sum = _mm512_dpbf16_ps(*sum, twice, load(line));
+        }
+    }
+    for (sums, register) in sums.iter_mut().zip(registers) {
+        // SAFETY: there is room for 16 floats.
+        unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), register) }
+    }
+}
+
+/// The sums over all rows of `x` `[n, width]` of its 32 columns from `column` on, with some ranks of every two rows.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+fn outer_group<'a>(
+    x: &[bf16],
+    width: usize,
+    column: usize,
+    pairs: impl Iterator<Item = &'a [[bf16; 2]; ROWS]>,
+    sums: &mut [[f32; COLUMNS]; ROWS],
+) {
+    let here = (width - column).min(COLUMNS);
+    let mask = u32::MAX >> (COLUMNS - here);
+    let row_of = |row: Option<&[bf16]>| match row {
+        // SAFETY: the `here` elements that the mask lets through are there.
+        Some(row) => unsafe { _mm512_maskz_loadu_epi16(mask, row[column..][..here].as_ptr().cast()) },
+        None => _mm512_setzero_si512(),
+    };
+    let mut registers = [[_mm512_setzero_ps(); 2]; ROWS];
+    let mut rows = x.chunks_exact(width);
+    for pairs in pairs {
+        let (a, b) = (row_of(rows.next()), row_of(rows.next()));
+        let both = [same(_mm512_unpacklo_epi16(a, b)), same(_mm512_unpackhi_epi16(a, b))];
+        for (sums, pair) in registers.iter_mut().zip(pairs) {
+            let twice = same(_mm512_set1_epi32(bits(pair)));
+            *sums = [_mm512_dpbf16_ps(sums[0], twice, both[0]), _mm512_dpbf16_ps(sums[1], twice, both[1])];
+        }
+    }
+    for (sums, registers) in sums.iter_mut().zip(registers) {
+        let mut halves = [[0f32; LANES]; 2];
+        for (half, register) in halves.iter_mut().zip(registers) {
+            // SAFETY: there is room for 16 floats.
+            unsafe { _mm512_storeu_ps(half.as_mut_ptr(), register) }
+        }
+        // The unpacking took four columns in turn for the one and the other register.
+        for (idx, sums) in sums.chunks_exact_mut(4).enumerate() {
+            sums.copy_from_slice(&halves[idx % 2][idx / 2 * 4..][..4]);
+        }
+    }
+}
+
+/// Two values as they lie in memory.
+#[inline(always)]
+fn bits([a, b]: &[bf16; 2]) -> i32 {
+    (u32::from(a.to_bits()) | u32::from(b.to_bits()) << 16) as i32
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+fn same(bits: __m512i) -> __m512bh {
+    // SAFETY: both types are 64 bytes without a rule on their bits.
+    unsafe { std::mem::transmute(bits) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+fn load(line: &Line) -> __m512bh {
+    // SAFETY: a line has 64 bytes at an address that divides by 64.
+    same(unsafe { _mm512_load_si512((&raw const *line).cast()) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::Rng;
+
+    #[test]
+    fn sums_are_the_same_bytes_on_any_number_of_threads() {
+        let mut rng = Rng::named(52, "threads");
+        let mut draw = |len: usize| (0..len).map(|_| bf16::from_f32(rng.next_f32() - 0.5)).collect::<Vec<_>>();
+        let (n, width, rank) = (133, 700, 16);
+        let (x, z, a) = (draw(n * width), draw(n * rank), draw(rank * width));
+        let run = |n_threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
+            let (mut product, mut sums) = (vec![bf16::ZERO; n * rank], vec![0f32; rank * width]);
+            pool.install(|| {
+                inner(&x, Thin::Rows(&a), n, rank, &mut product);
+                outer(&z, &x, n, Outer::Rows, &mut sums);
+            });
+            (product, sums)
+        };
+        let one = run(1);
+        assert_eq!(one.1.iter().any(|sum| *sum != 0.0), is_available());
+        assert!([2, 3].into_iter().all(|n_threads| run(n_threads) == one));
+    }
+}
