@@ -3,6 +3,7 @@
     bench_train_peer.py model --tokenizer DIR --out DIR        a Qwen2.5-0.5B-shaped folder with random weights
     bench_train_peer.py run --model DIR --data FILE --objective sft|orpo --adapter lora|dora --steps N ...
     bench_train_peer.py table FILE...                           what the runs wrote, side by side
+    bench_train_peer.py growth FILE...                          AxisMapper's runs by the tokens of a step
 
 A run prints one JSON object: wall and processor seconds a step without the first one, tokens, peak memory of the process.
 Processor seconds compare fairly on a machine that others use too.
@@ -220,7 +221,7 @@ def ours(args) -> None:
 
 def table(args) -> None:
     runs = [json.loads(line) for path in args.files for line in path.read_text().splitlines() if line.startswith("{")]
-    keys = ["objective", "adapter", "dropout", "checkpointing"]
+    keys = ["objective", "adapter", "dropout", "checkpointing", "batch"]
     # Runs written before there was a choice were with checkpointing.
     runs = [{"checkpointing": True} | run for run in runs]
     print("| objective | adapter | dropout | checkpointing | processor s/record peer | ours | ratio | wall ratio | peak GB peer | ours | share |")
@@ -237,6 +238,19 @@ def table(args) -> None:
             f"| {cpu[0]:.2f} | {cpu[1]:.2f} "
             f"| {cpu[0] / cpu[1]:.1f} | {wall[0] / wall[1]:.1f} | {peer['peak_gb']:.2f} | {mine['peak_gb']:.2f} "
             f"| 1/{peer['peak_gb'] / mine['peak_gb']:.1f} |"
+        )
+
+
+def growth(args) -> None:
+    runs = [json.loads(line) for path in args.files for line in path.read_text().splitlines() if line.startswith("{")]
+    print("| objective | adapter | dropout | records | tokens | s a step | ms a token | peak GB |")
+    print("| --- " * 8 + "|")
+    mine = (run for run in runs if run["who"] == "ours")
+    for run in sorted(mine, key=lambda run: (run["objective"], run["adapter"], run["dropout"], run["batch"])):
+        print(
+            f"| {run['objective']} | {run['adapter']} | {run['dropout']} | {run['batch']} | {run['tokens_a_step']:.0f} "
+            f"| {run['seconds_a_step']:.2f} | {1000 * run['seconds_a_step'] / run['tokens_a_step']:.2f} "
+            f"| {run['peak_gb']:.2f} |"
         )
 
 
@@ -261,9 +275,10 @@ def main() -> None:
         command.add_argument("--threads", type=int, default=os.cpu_count())
         if name == "ours":
             command.add_argument("--binary", required=True)
-    shown = commands.add_parser("table")
-    shown.set_defaults(action=table)
-    shown.add_argument("files", type=pathlib.Path, nargs="+")
+    for name, action in [("table", table), ("growth", growth)]:
+        shown = commands.add_parser(name)
+        shown.set_defaults(action=action)
+        shown.add_argument("files", type=pathlib.Path, nargs="+")
     args = parser.parse_args()
     args.action(args)
 

@@ -44,9 +44,8 @@ impl Block {
         let x = x.f_add(&apply(o_proj, &attended)?)?;
 
         let normed = rms_norm(&x, &self.post_attention_layernorm, config.rms_norm_eps)?;
-        let gate = apply(gate_proj, &normed)?.f_silu()?;
-        let up = apply(up_proj, &normed)?;
-        Ok(x.f_add(&apply(down_proj, &gate.f_mul(&up)?)?)?)
+        let (gate, up) = (apply(gate_proj, &normed)?, apply(up_proj, &normed)?);
+        Ok(x.f_add(&apply(down_proj, &gated(&gate, &up)?)?)?)
     }
 
     /// Applies the block to one new token a sequence, `x` `[batch, hidden]`, which attends to those in the cache and joins them.
@@ -72,11 +71,7 @@ impl Block {
 
         let normed = rms_norm(&x, &self.post_attention_layernorm, config.rms_norm_eps)?;
         let [gate, up] = decode_each([gate_proj, up_proj], &normed, None, workspace)?;
-        let inner = match rows::can_pass(&[&gate, &up]) {
-            true => rows::gate(&gate, &up)?,
-            false => gate.f_silu()?.f_mul(&up)?,
-        };
-        let [x] = decode_each([down_proj], &inner, Some(&x), workspace)?;
+        let [x] = decode_each([down_proj], &gated(&gate, &up)?, Some(&x), workspace)?;
         Ok(x)
     }
 
@@ -96,4 +91,12 @@ impl Block {
         }
         weights
     }
+}
+
+/// `silu(gate) up`.
+pub(super) fn gated(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    Ok(match rows::can_pass(&[gate, up]) {
+        true => rows::gate(gate, up)?,
+        false => gate.f_silu()?.f_mul(up)?,
+    })
 }

@@ -7,7 +7,7 @@
 use tch::{Device, Tensor, no_grad, with_grad};
 
 use super::attention::{Context, attend};
-use super::block::Block;
+use super::block::{Block, gated};
 use super::norm::{rms_norm, rms_norm_backward};
 use super::packing::Packed;
 use super::projection::Workspace;
@@ -239,10 +239,7 @@ impl Block {
         let normed = rms_norm(middle, &self.post_attention_layernorm, pass.config.rms_norm_eps)?;
         let gate = self.part(kept, GATE, &normed, pass, workspace)?;
         let up = self.part(kept, UP, &normed, pass, workspace)?;
-        let inner = match rows::can_pass(&[&gate, &up]) {
-            true => rows::gate(&gate, &up)?,
-            false => gate.f_silu()?.f_mul(&up)?,
-        };
+        let inner = gated(&gate, &up)?;
         Ok(Mlp { normed, gate, up, inner })
     }
 }

@@ -6,7 +6,7 @@ use tch::{Kind, Tensor, no_grad};
 
 use super::Result;
 use crate::adapter::{Lora, dora_norm, dora_norm_from, row_norms_squared};
-use crate::quant::{FewRows, Forward, Nf4, multiply_each};
+use crate::quant::{FewRows, Forward, Nf4, multiply_each, rows};
 use crate::tensor::Rng;
 
 /// The most rows that an NF4 weight is multiplied by as it is. A pass over the weight takes four rows and costs less than twice
@@ -121,13 +121,28 @@ impl Projection {
         Ok(())
     }
 
+    /// Whether products with `x` `[n, in]` take the weight as it is.
+    fn takes_packed(&self, x: &Tensor) -> bool {
+        let is_many = x.size().first().is_some_and(|&n| n >= MIN_MANY_ROWS);
+        match &self.weight {
+            Weight::Nf4(weight) => is_many && rows::can_pass(&[x]) && weight.can_multiply_many(),
+            Weight::Dense(_) => false,
+        }
+    }
+
+    /// Whether the adapter's parameters are in a graph now: what is made of them requires a gradient, too.
+    fn makes_graph(&self) -> Result<bool> {
+        Ok(match &self.adapter {
+            Some(adapter) => adapter.lora.lora_a.f_narrow(0, 0, 1)?.requires_grad(),
+            None => false,
+        })
+    }
+
     /// Brings DoRA's norm up to date, and expands the weight unless products with `x` `[n, in]` take it as it is.
     pub(super) fn prepare(&mut self, x: &Tensor, workspace: &mut Workspace) -> Result<Option<Tensor>> {
         let kind = x.f_kind()?;
-        let is_many = kind == Kind::BFloat16 && x.size().first().is_some_and(|&n| n >= MIN_MANY_ROWS);
         if let Weight::Nf4(weight) = &self.weight
-            && is_many
-            && weight.can_multiply_many()
+            && self.takes_packed(x)
         {
             if let Some(adapter) = &mut self.adapter
                 && let (None, Some(squared)) = (&adapter.norm, &adapter.weight_squared)
@@ -157,6 +172,10 @@ impl Projection {
     /// # Errors
     /// When shapes do not fit or memory is short.
     pub fn forward(&mut self, x: &Tensor, dropout_seed: Option<u64>, workspace: &mut Workspace) -> Result<Tensor> {
+        if dropout_seed.is_none() && self.takes_packed(x) && !self.makes_graph()? {
+            let part = self.forward_keeping(x, None, workspace)?;
+            return self.output_of(&part);
+        }
         let weight = self.weight(x.f_kind()?, workspace)?;
         self.refresh_norm(&weight)?;
         let Some(adapter) = &self.adapter else {

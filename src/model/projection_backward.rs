@@ -53,11 +53,7 @@ struct Matrices {
 
 impl Matrices {
     fn new(adapter: &Adapter, kind: Kind) -> Result<Self> {
-        let lora = &adapter.lora;
-        let gain = match (&lora.magnitude, &adapter.norm) {
-            (Some(magnitude), Some(norm)) => Some(magnitude.f_div(norm)?),
-            _ => None,
-        };
+        let (lora, gain) = (&adapter.lora, gain_of(adapter)?);
         if kind == Kind::BFloat16 && lora.lora_a.device() == Device::Cpu {
             let (a, scaled_b) = (rows::narrow(&lora.lora_a, 1.0)?, rows::narrow(&lora.lora_b, lora.scaling)?);
             return Ok(Self { a, scaled_b, gain });
@@ -68,6 +64,14 @@ impl Matrices {
             gain,
         })
     }
+}
+
+/// DoRA's `g`, `[out]` f32.
+fn gain_of(adapter: &Adapter) -> Result<Option<Tensor>> {
+    Ok(match (&adapter.lora.magnitude, &adapter.norm) {
+        (Some(magnitude), Some(norm)) => Some(magnitude.f_div(norm)?),
+        _ => None,
+    })
 }
 
 impl Projection {
@@ -131,7 +135,7 @@ impl Projection {
         match (&part.output, &part.scaled, &self.adapter) {
             (None, Some(scaled), Some(adapter)) => {
                 let kind = scaled.f_kind()?;
-                let gain = Matrices::new(adapter, kind)?.gain.map(|gain| gain.f_to_kind(kind)).transpose()?;
+                let gain = gain_of(adapter)?.map(|gain| gain.f_to_kind(kind)).transpose()?;
                 Ok(match (gain, &self.bias) {
                     (Some(gain), Some(bias)) => bias.f_addcmul(scaled, &gain)?,
                     (Some(gain), None) => scaled.f_mul(&gain)?,

@@ -32,7 +32,7 @@ macro_rules! for_each_processor {
             fn portable($($arg: $kind),*) $body
             #[cfg(target_arch = "x86_64")]
             if super::Isa::Avx512.is_available() {
-                #[target_feature(enable = "avx512f,avx512bw,avx512vl,fma")]
+                #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
                 fn wide($($arg: $kind),*) {
                     portable($($arg),*)
                 }
@@ -87,7 +87,7 @@ pub enum Isa {
     Portable,
     /// AVX2, FMA and F16C.
     Avx2,
-    /// AVX-512 F, BW and VL.
+    /// AVX-512 F, BW, DQ and VL.
     Avx512,
     /// The same and its bf16 products, which the activations of a bf16 model are multiplied with.
     Avx512Bf16,
@@ -110,6 +110,7 @@ impl Isa {
             Self::Avx512 => {
                 is_x86_feature_detected!("avx512f")
                     && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl")
             }
             #[cfg(target_arch = "x86_64")]

@@ -245,30 +245,40 @@ for_each_processor! {
 
 for_each_processor! {
     fn drop_elements(x: &[bf16], draws: DropoutDraws, word: usize, mask: &mut [bf16], out: &mut [bf16]) {
-        const MANY: usize = 4 * WORDS;
-        let kept = narrow(draws.kept).widen();
-        let drop = |word: usize, x: &[bf16; MANY], mask: &mut [bf16; MANY], out: &mut [bf16; MANY]| {
-            let words: [u64; WORDS] = std::array::from_fn(|idx| draws.bits((word + idx) as u64));
-            let bits: [u32; MANY] = std::array::from_fn(|idx| (words[idx / 4] >> (16 * (idx % 4))) as u32 & 0xFFFF);
-            for (((out, mask), x), bits) in out.iter_mut().zip(mask).zip(x).zip(bits) {
-                let factor = if bits >= draws.dropped_below { kept } else { 0.0 };
-                *mask = narrow(factor);
-                *out = narrow(x.widen() * factor);
-            }
-        };
-        let (x_parts, x_rest) = x.as_chunks::<MANY>();
-        let (mask_parts, mask_rest) = mask.as_chunks_mut::<MANY>();
-        let (out_parts, out_rest) = out.as_chunks_mut::<MANY>();
+        let (x_parts, x_rest) = x.as_chunks();
+        let (mask_parts, mask_rest) = mask.as_chunks_mut();
+        let (out_parts, out_rest) = out.as_chunks_mut();
         let last = word + x_parts.len() * WORDS;
         for (idx, ((x, mask), out)) in x_parts.iter().zip(mask_parts).zip(out_parts).enumerate() {
-            drop(word + idx * WORDS, x, mask, out);
+            drop_some(x, draws, word + idx * WORDS, mask, out);
         }
-        let mut rest = [[bf16::ZERO; MANY]; 3];
-        rest[0][..x_rest.len()].copy_from_slice(x_rest);
-        let [x, mask, out] = &mut rest;
-        drop(last, x, mask, out);
+        let [mut x, mut mask, mut out] = [[bf16::ZERO; 4 * WORDS]; 3];
+        x[..x_rest.len()].copy_from_slice(x_rest);
+        drop_some(&x, draws, last, &mut mask, &mut out);
         mask_rest.copy_from_slice(&mask[..mask_rest.len()]);
         out_rest.copy_from_slice(&out[..out_rest.len()]);
+    }
+}
+
+/// The mask and the product for the elements of some words of random bits, from number `word` on.
+#[inline(always)]
+fn drop_some(
+    x: &[bf16; 4 * WORDS],
+    draws: DropoutDraws,
+    word: usize,
+    mask: &mut [bf16; 4 * WORDS],
+    out: &mut [bf16; 4 * WORDS],
+) {
+    let kept = narrow(draws.kept).widen();
+    let mut bits = [[0u16; 4]; WORDS];
+    for (idx, bits) in bits.iter_mut().enumerate() {
+        let word = draws.bits((word + idx) as u64);
+        *bits = [0, 16, 32, 48].map(|place| (word >> place) as u16);
+    }
+    for (((out, mask), x), bits) in out.iter_mut().zip(mask).zip(x).zip(bits.as_flattened()) {
+        let factor = if u32::from(*bits) >= draws.dropped_below { kept } else { 0.0 };
+        *mask = narrow(factor);
+        *out = narrow(x.widen() * factor);
     }
 }
 
