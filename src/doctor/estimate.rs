@@ -136,9 +136,8 @@ pub fn footprint(
         _ => 0,
     };
     let block = expanded * width + largest_batch * (2 * per_token + dropped) * width + 2 * scores;
-    // Logits in bf16 become their gradient in place; others are there again in 32 bits, and their exponentials.
-    let logit_bytes = if stage.model.dtype == Dtype::Bfloat16 { width } else { width + 8 };
-    let head = (CHUNK_ROWS as u64).min(largest_batch) * size(shape.vocab_size) * logit_bytes;
+    // Logits in the model's type, in 32 bits, and their exponentials.
+    let head = (CHUNK_ROWS as u64).min(largest_batch) * size(shape.vocab_size) * (width + 8);
     Ok(Footprint { weights, trained, kept, block, head, program: PROGRAM_BYTES })
 }
 
