@@ -1,6 +1,7 @@
 //! NF4: 4-bit weights with double-quantized block scales, byte-equal to bitsandbytes (QLoRA, 2305.14314).
 
 mod absmax;
+mod attention;
 mod blockwise;
 mod bnb;
 mod codebook;
@@ -14,6 +15,7 @@ pub mod rows;
 pub mod thin;
 
 pub use absmax::{Absmax, DoubleQuantized};
+pub use attention::{PackedHeads, Part, attend_packed, attend_packed_backward};
 pub use blockwise::DynamicCode;
 pub use bnb::{QUANT_STATE, is_stored, load, quantization_config, refuse_other_schemes, stored_tensors};
 pub use codebook::{NF4_CODE, dynamic_code};

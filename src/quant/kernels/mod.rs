@@ -52,8 +52,10 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512bf16;
 pub mod cuda;
+mod f32_products;
 #[cfg(target_arch = "x86_64")]
 mod gemm;
+pub mod packed_attention;
 mod portable;
 pub mod rows;
 #[cfg(target_arch = "x86_64")]
