@@ -1,10 +1,15 @@
 //! Grouped-query attention over packed records, scores and softmax in f32.
+//!
+//! For bf16 on the CPU without a graph it has loops of its own, forward and backward. Everything else goes through libtorch's
+//! operations, which also are the oracle of the tests.
 
-use tch::{Kind, Tensor};
+use tch::{Kind, Tensor, with_grad};
 
-use super::Result;
 use super::kv_cache::LayerCache;
-use super::packing::{Group, Packed};
+use super::packing::{Group, Groups, Packed};
+use super::rope::Rotation;
+use super::{Config, Result};
+use crate::quant::{PackedHeads, attend_packed, attend_packed_backward, rows};
 
 /// What a block's tokens attend to.
 #[derive(Debug)]
@@ -15,32 +20,114 @@ pub(super) enum Context<'a> {
     Prefill { packed: &'a Packed, lens: &'a [i64], first: i64, cache: &'a mut LayerCache },
 }
 
-/// Attends with rotated queries `[tokens, heads, head_dim]`, keys and values `[tokens, kv_heads, head_dim]`.
-/// Gives `[tokens, heads * head_dim]`.
-pub(super) fn attend(context: &mut Context<'_>, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-    match context {
-        Context::Packed(packed) => attend_packed(packed, q, k, v),
+/// Queries `[tokens, heads * head_dim]`, keys and values `[tokens, kv_heads * head_dim]`, before rotation.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Heads<'a> {
+    pub head_dim: i64,
+    pub rotation: &'a Rotation,
+    pub queries: &'a Tensor,
+    pub keys: &'a Tensor,
+    pub values: &'a Tensor,
+}
+
+impl<'a> Heads<'a> {
+    pub fn new(config: &Config, rotation: &'a Rotation, [queries, keys, values]: [&'a Tensor; 3]) -> Self {
+        Self { head_dim: config.head_dim, rotation, queries, keys, values }
+    }
+
+    /// `[tokens, heads, head_dim]`.
+    fn split(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(x.f_view([x.size()[0], -1, self.head_dim])?)
+    }
+
+    /// As [`Heads::split`], rotated.
+    fn rotated(&self, x: &Tensor) -> Result<Tensor> {
+        self.rotation.apply(&self.split(x)?)
+    }
+
+    /// For the loops of our own, where they take such tensors.
+    fn own(&self, packed: &'a Packed) -> Option<PackedHeads<'a>> {
+        let Self { head_dim, queries, keys, values, .. } = *self;
+        let rotation = self.rotation.tables();
+        let can_pass = rows::can_pass(&[queries, keys, values, rotation[0], rotation[1]]);
+        can_pass.then_some(PackedHeads { head_dim, parts: &packed.parts, queries, keys, values, rotation })
+    }
+}
+
+/// Attends: `[tokens, heads * head_dim]`.
+pub(super) fn attend(context: &mut Context<'_>, heads: &Heads<'_>) -> Result<Tensor> {
+    let (packed, rotated_keys) = match context {
+        Context::Packed(packed) => (*packed, None),
         Context::Prefill { packed, lens, first, cache } => {
+            let (keys, values) = (heads.rotated(heads.keys)?, heads.split(heads.values)?);
             let mut start = 0;
             for (row, &len) in (*first..).zip(lens.iter()) {
-                cache.prefill(row, &k.f_narrow(0, start, len)?, &v.f_narrow(0, start, len)?)?;
+                cache.prefill(row, &keys.f_narrow(0, start, len)?, &values.f_narrow(0, start, len)?)?;
                 start += len;
             }
-            attend_packed(packed, q, k, v)
+            (*packed, Some(keys))
+        }
+    };
+    if let Some(own) = heads.own(packed) {
+        return Ok(attend_packed(&own)?);
+    }
+    let keys = rotated_keys.map_or_else(|| heads.rotated(heads.keys), Ok)?;
+    attend_rotated(packed, &heads.rotated(heads.queries)?, &keys, &heads.split(heads.values)?)
+}
+
+/// The result of attention to packed records, and what its backward pass needs.
+#[derive(Debug)]
+pub(super) struct Attended<'a> {
+    /// `[tokens, heads * head_dim]`, without gradient.
+    pub out: Tensor,
+    way_back: WayBack<'a>,
+}
+
+#[derive(Debug)]
+enum WayBack<'a> {
+    Own(PackedHeads<'a>),
+    /// The result with a graph, and its leaves.
+    Graph(Tensor, [Tensor; 3]),
+}
+
+impl<'a> Attended<'a> {
+    pub fn new(packed: &'a Packed, heads: &Heads<'a>) -> Result<Self> {
+        if let Some(own) = heads.own(packed) {
+            return Ok(Self { out: attend_packed(&own)?, way_back: WayBack::Own(own) });
+        }
+        let leaf = |x: &Tensor| x.f_detach()?.f_set_requires_grad(true);
+        let leaves = [leaf(heads.queries)?, leaf(heads.keys)?, leaf(heads.values)?];
+        let [queries, keys, values] = &leaves;
+        let heads = Heads { head_dim: heads.head_dim, rotation: heads.rotation, queries, keys, values };
+        let graph = with_grad(|| attend(&mut Context::Packed(packed), &heads))?;
+        Ok(Self { out: graph.f_detach()?, way_back: WayBack::Graph(graph, leaves) })
+    }
+
+    /// The gradients of queries, keys and values, from that of the result.
+    pub fn backward(self, grad: &Tensor) -> Result<Vec<Tensor>> {
+        match self.way_back {
+            WayBack::Own(own) => Ok(attend_packed_backward(&own, &grad.f_contiguous()?)?.into()),
+            WayBack::Graph(graph, leaves) => {
+                let product = with_grad(|| graph.f_mul(grad)?.f_sum(graph.f_kind()?))?;
+                Ok(Tensor::f_run_backward(&[product], &leaves, false, false)?)
+            }
         }
     }
 }
 
-fn attend_packed(packed: &Packed, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+/// Attends by libtorch's operations, with rotated queries `[tokens, heads, head_dim]`, keys and values
+/// `[tokens, kv_heads, head_dim]`. Gives `[tokens, heads * head_dim]`.
+pub(super) fn attend_rotated(packed: &Packed, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
     if let Some(fused) = &packed.fused {
         return fused.attend(q, k, v);
     }
-    let mut rows = Vec::with_capacity(packed.groups.len());
-    for group in &packed.groups {
+    let Groups { groups, unpack } = packed.groups()?;
+    let mut rows = Vec::with_capacity(groups.len());
+    for group in groups {
         rows.push(attend_group(group, q, k, v)?);
     }
     let rows = if rows.len() == 1 { rows.swap_remove(0) } else { Tensor::f_cat(&rows, 0)? };
-    Ok(match &packed.unpack {
+    Ok(match unpack {
         Some(unpack) => rows.f_index_select(0, unpack)?,
         None => rows,
     })
@@ -72,4 +159,51 @@ fn attend_group(group: &Group, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Ten
     let weights = scores.f_softmax(-1, None)?.f_to_kind(kind)?.f_view([n * kv_heads, per_kv * len, len])?;
     let out = weights.f_bmm(&v)?.f_view([n, kv_heads, per_kv, len, head_dim])?;
     Ok(out.f_permute([0, 3, 1, 2, 4])?.f_reshape([n * len, heads * head_dim])?)
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+    use crate::model::packing::Segment;
+    use crate::model::rope::Rope;
+    use crate::tensor::{Placement, Rng};
+
+    /// Our own loops beside libtorch's operations in f32, forward and backward.
+    #[test]
+    fn our_own_loops_attend_as_the_operations_do() {
+        let segments = [
+            Segment::plain(6),
+            Segment { len_trunk: 9, len_branches: vec![3, 40] },
+            Segment { len_trunk: 0, len_branches: vec![2, 5] },
+            Segment::plain(0),
+            Segment::plain(31),
+        ];
+        let (head_dim, n) = (16, segments.iter().map(Segment::len).sum::<usize>());
+        let packed = Packed::new(&vec![0; n], &segments, 1, Device::Cpu).unwrap();
+        let rope = Rope::new(head_dim, 1e4, 100, Device::Cpu).unwrap();
+        let mut rng = Rng::named(5, "attention");
+        let mut draw = |width: i64| rng.normal(&[n as i64, width], 1.0).unwrap().to_kind(Kind::BFloat16);
+        let [queries, keys, values, grad] = [64, 32, 32, 64].map(&mut draw);
+        let run = |kind: Kind| {
+            let [queries, keys, values, grad] = [&queries, &keys, &values, &grad].map(|x| x.to_kind(kind));
+            let rotation = rope.at(&packed.positions, Placement { device: Device::Cpu, dtype: kind }).unwrap();
+            let heads = Heads { head_dim, rotation: &rotation, queries: &queries, keys: &keys, values: &values };
+            let forward = attend(&mut Context::Packed(&packed), &heads).unwrap();
+            let attended = Attended::new(&packed, &heads).unwrap();
+            assert_eq!(
+                (&forward, matches!(attended.way_back, WayBack::Own(_))),
+                (&attended.out, kind == Kind::BFloat16)
+            );
+            let mut all = vec![attended.out.shallow_clone()];
+            all.extend(attended.backward(&grad).unwrap());
+            all
+        };
+        for (idx, (expected, found)) in run(Kind::Float).iter().zip(run(Kind::BFloat16)).enumerate() {
+            let difference = (expected - found.to_kind(Kind::Float)).abs().max().double_value(&[]);
+            // Angles, rotated values and results are rounded to 8 bits.
+            assert!(difference < 0.02 * expected.abs().max().double_value(&[]), "{idx}: {difference}");
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 
-use super::attention::{Context, attend};
+use super::attention::{Context, Heads, attend};
 use super::kv_cache::{LayerCache, Step};
 use super::norm::rms_norm;
 use super::projection::{Projection, Weight, Workspace, decode_each};
@@ -32,15 +32,11 @@ impl Block {
         workspace: &mut Workspace,
     ) -> Result<Tensor> {
         let [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj] = &mut self.projections;
-        let tokens = x.size()[0];
-        let heads = |x: Tensor, n_heads: i64| x.f_view([tokens, n_heads, config.head_dim]);
         let mut apply = |projection: &mut Projection, x: &Tensor| projection.forward(x, dropout_seed, workspace);
 
         let normed = rms_norm(x, &self.input_layernorm, config.rms_norm_eps)?;
-        let q = heads(apply(q_proj, &normed)?, config.num_attention_heads)?;
-        let k = heads(apply(k_proj, &normed)?, config.num_key_value_heads)?;
-        let v = heads(apply(v_proj, &normed)?, config.num_key_value_heads)?;
-        let attended = attend(context, &rotation.apply(&q)?, &rotation.apply(&k)?, &v)?;
+        let [q, k, v] = [apply(q_proj, &normed)?, apply(k_proj, &normed)?, apply(v_proj, &normed)?];
+        let attended = attend(context, &Heads::new(config, rotation, [&q, &k, &v]))?;
         let x = x.f_add(&apply(o_proj, &attended)?)?;
 
         let normed = rms_norm(&x, &self.post_attention_layernorm, config.rms_norm_eps)?;

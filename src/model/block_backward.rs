@@ -1,12 +1,12 @@
 //! A block's forward pass that keeps what its backward pass needs, and that backward pass, written out by hand.
 //!
 //! Only the gradients of the block's input and of its adapters are computed: frozen weights have none. Projections and
-//! the MLP are differentiated here; attention's core, which is small, is left to autograd. The graph of the whole block,
+//! the MLP are differentiated here, attention's core in [`super::attention`]. The graph of the whole block,
 //! [`Block::forward`], is the oracle of the tests.
 
-use tch::{Device, Tensor, no_grad, with_grad};
+use tch::{Device, Tensor, no_grad};
 
-use super::attention::{Context, attend};
+use super::attention::{Attended, Context, Heads, attend};
 use super::block::{Block, gated};
 use super::norm::{rms_norm, rms_norm_backward};
 use super::packing::Packed;
@@ -121,7 +121,9 @@ impl Block {
         no_grad(|| {
             let mut kept = Kept::input(x);
             let (_, [q, k, v]) = self.heads(&mut kept, pass, workspace)?;
-            let attended = self.attend(&[q, k, v], pass)?;
+            let attended =
+                attend(&mut Context::Packed(pass.packed), &Heads::new(pass.config, pass.rotation, [&q, &k, &v]))?;
+            drop((q, k, v));
             let middle = x.f_add(&self.part(&mut kept, O, &attended, pass, workspace)?)?;
             drop(attended);
             let Mlp { inner, .. } = self.mlp(&mut kept, &middle, pass, workspace)?;
@@ -149,16 +151,11 @@ impl Block {
     ) -> Result<(Option<Tensor>, Vec<Tensor>)> {
         no_grad(|| {
             let (eps, seed) = (pass.config.rms_norm_eps, pass.dropout_seed);
-            let (normed, heads) = self.heads(&mut kept, pass, workspace)?;
-            let leaves = heads
-                .iter()
-                .map(|x| x.f_detach()?.f_set_requires_grad(true))
-                .collect::<std::result::Result<Vec<_>, _>>()?;
-            let graph = with_grad(|| self.attend(&leaves, pass))?;
-            let attended = graph.f_detach()?;
+            let (normed, [q, k, v]) = self.heads(&mut kept, pass, workspace)?;
+            let attended = Attended::new(pass.packed, &Heads::new(pass.config, pass.rotation, [&q, &k, &v]))?;
             let middle = match kept.middle.take() {
                 Some(middle) => middle,
-                None => self.part(&mut kept, O, &attended, pass, workspace)?.f_add(&kept.input)?,
+                None => self.part(&mut kept, O, &attended.out, pass, workspace)?.f_add(&kept.input)?,
             };
             let mlp = self.mlp(&mut kept, &middle, pass, workspace)?;
 
@@ -182,10 +179,9 @@ impl Block {
             let grad_middle =
                 rms_norm_backward(&middle, &self.post_attention_layernorm, eps, &grad_normed, grad_output)?;
 
-            let grad_attended = pull(&mut self.projections, O, &attended, &grad_middle, None)?;
-            let product = with_grad(|| graph.f_mul(&grad_attended)?.f_sum(graph.f_kind()?))?;
-            let heads = Tensor::f_run_backward(&[product], &leaves, false, false)?;
-            drop((graph, attended, leaves));
+            let grad_attended = pull(&mut self.projections, O, &attended.out, &grad_middle, None)?;
+            let heads = attended.backward(&grad_attended)?;
+            drop((q, k, v, grad_attended));
             let mut grad_normed = None;
             for (idx, grad) in [Q, K, V].into_iter().zip(&heads) {
                 grad_normed = Some(pull(&mut self.projections, idx, &normed, grad, grad_normed)?);
@@ -224,15 +220,6 @@ impl Block {
         let k = self.part(kept, K, &normed, pass, workspace)?;
         let v = self.part(kept, V, &normed, pass, workspace)?;
         Ok((normed, [q, k, v]))
-    }
-
-    /// Rotates queries and keys and attends: `[tokens, heads * head_dim]`.
-    fn attend(&self, heads: &[Tensor], pass: Pass<'_>) -> Result<Tensor> {
-        let Config { num_attention_heads, num_key_value_heads, head_dim, .. } = *pass.config;
-        let split = |x: &Tensor, n_heads: i64| x.f_view([x.size()[0], n_heads, head_dim]);
-        let q = pass.rotation.apply(&split(&heads[Q], num_attention_heads)?)?;
-        let k = pass.rotation.apply(&split(&heads[K], num_key_value_heads)?)?;
-        attend(&mut Context::Packed(pass.packed), &q, &k, &split(&heads[V], num_key_value_heads)?)
     }
 
     fn mlp(&mut self, kept: &mut Kept, middle: &Tensor, pass: Pass<'_>, workspace: &mut Workspace) -> Result<Mlp> {

@@ -63,7 +63,7 @@ impl Fused {
         Ok(Self { batches, unpack })
     }
 
-    /// As [`super::attention::attend`].
+    /// As [`super::attention::attend_rotated`].
     pub fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
         let mut rows = Vec::with_capacity(self.batches.len());
         for batch in &self.batches {
@@ -126,7 +126,7 @@ fn sequences(segments: &[Segment]) -> Vec<Vec<i64>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::attention::{Context, attend};
+    use crate::model::attention::attend_rotated;
     use crate::model::packing::Packed;
     use crate::tensor::Rng;
 
@@ -142,7 +142,7 @@ mod tests {
         let [q, k, v] = &leaves;
         let gradients =
             |out: &Tensor| Tensor::run_backward(&[(out * &upstream).sum(Kind::Float)], &leaves, false, false);
-        let expected = attend(&mut Context::Packed(&packed), q, k, v).unwrap();
+        let expected = attend_rotated(&packed, q, k, v).unwrap();
         let found = fused.attend(q, k, v).unwrap();
         let mut pairs = vec![(expected.detach(), found.detach())];
         pairs.extend(gradients(&expected).into_iter().zip(gradients(&found)));

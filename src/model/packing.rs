@@ -3,10 +3,13 @@
 //! A record may branch: after a common trunk (a prompt) each branch (a chosen and a rejected answer) sees the trunk and
 //! itself, not the others, at the positions it would have if it followed the trunk alone.
 
+use std::cell::OnceCell;
+
 use tch::{Device, Tensor};
 
 use super::fused::Fused;
 use super::{Error, Result};
+use crate::quant::Part;
 use crate::tensor::upload;
 
 /// The most elements of one group's attention scores per head, so that memory grows with tokens, not their square.
@@ -44,6 +47,12 @@ impl Segment {
         self.len() == 0
     }
 
+    /// The trunk and the branches.
+    fn parts(&self) -> impl Iterator<Item = Part> {
+        let branches = self.len_branches.iter().map(|&len| Part::Branch(len));
+        std::iter::once(Part::Root(self.len_trunk)).chain(branches)
+    }
+
     /// Position and part of every token.
     fn tokens(&self) -> Vec<(usize, Branch)> {
         let trunk = (0..self.len_trunk).map(|position| (position, Branch::Trunk));
@@ -63,11 +72,21 @@ pub struct Packed {
     pub ids: Tensor,
     /// `[tokens]`, restarting with each record.
     pub positions: Positions,
-    /// For attention on a GPU; then there are no groups.
+    /// For attention on a GPU.
     pub(super) fused: Option<Fused>,
-    pub(super) groups: Vec<Group>,
+    /// For attention on the CPU by our own loops.
+    pub(super) parts: Vec<Part>,
+    segments: Vec<Segment>,
+    /// Made when they are first asked for.
+    groups: OnceCell<Groups>,
+}
+
+/// For attention on the CPU by libtorch's operations: records of similar length together.
+#[derive(Debug)]
+pub(super) struct Groups {
+    pub groups: Vec<Group>,
     /// `[tokens]` i64: each token's row in the groups' rows one after another. `None` when that is the identity.
-    pub(super) unpack: Option<Tensor>,
+    pub unpack: Option<Tensor>,
 }
 
 /// Positions of tokens, and the last of them, so that no device has to be asked for it.
@@ -110,28 +129,45 @@ impl Packed {
         if let Some(&id) = ids.iter().find(|id| !(0..vocab_size).contains(*id)) {
             return Err(Error::TokenRange { id, vocab_size });
         }
-        let mut order: Vec<(usize, i64)> = Vec::with_capacity(segments.len());
-        let mut positions = Vec::with_capacity(ids.len());
+        let tokens = segments.iter().flat_map(Segment::tokens);
+        let positions: Vec<i64> = tokens.map(|(position, _)| position as i64).collect();
+        Ok(Self {
+            ids: upload(ids, device)?,
+            positions: Positions::new(&positions, device)?,
+            fused: if device == Device::Cpu { None } else { Some(Fused::new(segments, device)?) },
+            parts: segments.iter().flat_map(Segment::parts).collect(),
+            segments: segments.to_vec(),
+            groups: OnceCell::new(),
+        })
+    }
+
+    /// Tokens in the row.
+    pub fn n_tokens(&self) -> i64 {
+        self.ids.size().first().copied().unwrap_or(0)
+    }
+
+    pub(super) fn groups(&self) -> Result<&Groups> {
+        if let Some(groups) = self.groups.get() {
+            return Ok(groups);
+        }
+        let groups = Groups::new(&self.segments, self.ids.device())?;
+        Ok(self.groups.get_or_init(|| groups))
+    }
+}
+
+impl Groups {
+    fn new(segments: &[Segment], device: Device) -> Result<Self> {
+        let n_tokens = segments.iter().map(Segment::len).sum();
         let mut start = 0;
+        let mut order: Vec<(usize, i64)> = Vec::with_capacity(segments.len());
         for (idx, segment) in segments.iter().enumerate() {
             order.push((idx, start));
-            positions.extend(segment.tokens().iter().map(|&(position, _)| position as i64));
             start += segment.len() as i64;
-        }
-        let place = |values: &[i64]| -> Result<Tensor> { Ok(upload(values, device)?) };
-        if device != Device::Cpu {
-            return Ok(Self {
-                ids: place(ids)?,
-                positions: Positions::new(&positions, device)?,
-                fused: Some(Fused::new(segments, device)?),
-                groups: Vec::new(),
-                unpack: None,
-            });
         }
         order.sort_by_key(|&(idx, _)| std::cmp::Reverse(segments[idx].len()));
 
         let mut groups = Vec::new();
-        let mut unpack = vec![0i64; ids.len()];
+        let mut unpack = vec![0i64; n_tokens];
         let mut n_rows = 0;
         let mut rest = order.as_slice();
         while let Some(&(first, _)) = rest.first() {
@@ -150,19 +186,8 @@ impl Packed {
                 n_rows += len as i64;
             }
         }
-        let is_identity = n_rows == ids.len() as i64 && unpack.iter().enumerate().all(|(idx, &row)| idx as i64 == row);
-        Ok(Self {
-            ids: place(ids)?,
-            positions: Positions::new(&positions, device)?,
-            fused: None,
-            groups,
-            unpack: if is_identity { None } else { Some(place(&unpack)?) },
-        })
-    }
-
-    /// Tokens in the row.
-    pub fn n_tokens(&self) -> i64 {
-        self.ids.size().first().copied().unwrap_or(0)
+        let is_identity = n_rows == n_tokens as i64 && unpack.iter().enumerate().all(|(idx, &row)| idx as i64 == row);
+        Ok(Self { groups, unpack: if is_identity { None } else { Some(upload(&unpack, device)?) } })
     }
 }
 
@@ -201,7 +226,7 @@ mod tests {
         let segment = Segment { len_trunk: 2, len_branches: vec![2, 1] };
         let packed = Packed::new(&[5, 6, 7, 8, 9], &[segment], 10, Device::Cpu).unwrap();
         assert_eq!(Vec::<i64>::try_from(&packed.positions.tensor).unwrap(), [0, 1, 2, 3, 2]);
-        let mask = packed.groups[0].mask.view([5, 5]);
+        let mask = packed.groups().unwrap().groups[0].mask.view([5, 5]);
         let sees: Vec<Vec<i64>> =
             (0..5).map(|q| (0..5).filter(|&k| mask.double_value(&[q, k]) == 0.0).collect()).collect();
         assert_eq!(sees, [vec![0], vec![0, 1], vec![0, 1, 2], vec![0, 1, 2, 3], vec![0, 1, 4]]);
@@ -214,10 +239,11 @@ mod tests {
         let n: usize = lens.iter().sum();
         let ids: Vec<i64> = (0..n as i64).collect();
         let packed = Packed::new(&ids, &segments, n as i64, Device::Cpu).unwrap();
-        assert!(packed.groups.len() > 1);
+        let Groups { groups, unpack } = packed.groups().unwrap();
+        assert!(groups.len() > 1);
         let rows: Vec<Tensor> =
-            packed.groups.iter().map(|group| packed.ids.index_select(0, group.gather.as_ref().unwrap())).collect();
-        let back = Tensor::cat(&rows, 0).index_select(0, packed.unpack.as_ref().unwrap());
+            groups.iter().map(|group| packed.ids.index_select(0, group.gather.as_ref().unwrap())).collect();
+        let back = Tensor::cat(&rows, 0).index_select(0, unpack.as_ref().unwrap());
         assert_eq!(back, packed.ids);
     }
 
