@@ -200,6 +200,8 @@ fn attach_layers(
             n_attached += 1;
         }
     }
+    // Products may take the weights as they are from here on.
+    model.forget_workspace();
     if n_attached == 0 {
         let targets = match &settings.target_modules {
             TargetModules::Names(names) => names.join(", "),

@@ -167,9 +167,9 @@ fn a_server_is_asked_and_an_interrupted_run_goes_on() {
     assert!((records[0]["confidence"].as_f64().unwrap() - (-0.75f64).exp()).abs() < 1e-9);
     assert!(records[9]["error"].as_str().unwrap().contains("400"), "{}", records[9]);
     assert_eq!(records[4]["predicted"][1], json!({"code": "Z99.99X", "description": null}));
-    // What was kept is not asked again.
-    let again = server.received().split_off(n_asked);
-    assert!(again.iter().all(|one| !String::from_utf8_lossy(&one.body).contains("question 0")));
+    // What was kept is not asked again: seven were answered, the last perhaps when the other request had been refused already.
+    let n_again = server.received().split_off(n_asked).iter().filter(|one| one.target != "/v1/models").count();
+    assert!((5..=6).contains(&n_again), "{n_again} of 12 questions were asked again");
 
     let received = server.received();
     let asked = received.iter().find(|one| one.target == "/v1/chat/completions").unwrap();
