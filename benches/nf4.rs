@@ -2,7 +2,7 @@
 //! `cargo bench --bench nf4`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use axismapper::quant::{Backward, Forward, Isa, Nf4};
+use axismapper::quant::{Backward, Change, Forward, Isa, Nf4};
 use axismapper::tensor::Rng;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use tch::Kind;
@@ -77,5 +77,49 @@ fn products(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, loops, products);
+/// The products of DoRA with dropout, which are made of fewer where few elements are dropped, on both sides of the weight.
+fn dropped_products(criterion: &mut Criterion) {
+    const N: i64 = 360;
+    let mut rng = Rng::named(3, "bench");
+    for (rows, columns) in [(ROWS, COLUMNS), (COLUMNS, ROWS)] {
+        let source = rng.normal(&[rows, columns], 0.02).unwrap().to_kind(Kind::BFloat16);
+        let mut group = criterion.benchmark_group(format!("DoRA, {N} rows, {rows} x {columns}"));
+        group.sample_size(20).throughput(Throughput::Elements((2 * N * ROWS * COLUMNS) as u64));
+        let mut draw = |size: [i64; 2]| rng.normal(&size, 1.0).unwrap().to_kind(Kind::BFloat16);
+        let (x, dy, z) = (draw([N, columns]), draw([N, rows]), draw([N, 16]));
+        let (a, b, factors) =
+            (draw([16, columns]), draw([rows, 16]), draw([1, rows]).view([rows]).to_kind(Kind::Float));
+        let masks = [0.05, 0.3].map(|p| rng.dropout_mask(&[N, columns], p, Kind::BFloat16).unwrap());
+        for isa in [Isa::Avx512Bf16, Isa::Amx] {
+            let weight = Nf4::quantize(&source).unwrap().with_dtype(Kind::BFloat16).with_isa(isa);
+            if !weight.can_multiply_many() {
+                continue;
+            }
+            let plain = Forward { x: &x, low_rank: Some((&z, &b)), bias: None, change: None };
+            let low_rank = Some((&z, &a));
+            let plain_back = Backward { dy: &dy, scale: None, low_rank, before: Some(&x), mask: None };
+            group.bench_function(format!("forward, no dropout, {isa:?}"), |bencher| {
+                bencher.iter(|| weight.outputs(&plain).unwrap());
+            });
+            group.bench_function(format!("backward, no dropout, {isa:?}"), |bencher| {
+                bencher.iter(|| weight.gradients(&plain_back).unwrap());
+            });
+            for (mask, share) in masks.iter().zip(["0.05", "0.3"]) {
+                let dropped = &x * mask;
+                let change = Some(Change { factors: &factors, mask, dropped: &dropped });
+                let forward = Forward { change, ..plain };
+                let backward = Backward { scale: Some(&factors), mask: Some(mask), ..plain_back };
+                group.bench_function(format!("forward, dropout {share}, {isa:?}"), |bencher| {
+                    bencher.iter(|| weight.outputs(&forward).unwrap());
+                });
+                group.bench_function(format!("backward, dropout {share}, {isa:?}"), |bencher| {
+                    bencher.iter(|| weight.gradients(&backward).unwrap());
+                });
+            }
+        }
+        group.finish();
+    }
+}
+
+criterion_group!(benches, loops, products, dropped_products);
 criterion_main!(benches);

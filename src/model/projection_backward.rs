@@ -14,7 +14,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::Result;
 use super::projection::{Adapter, Matrix, Projection, Workspace};
-use crate::quant::{Backward, Forward, Nf4, cuda, rows, thin};
+use crate::quant::{Backward, Change, Forward, Nf4, cuda, rows, thin};
 use crate::tensor::Rng;
 
 /// What is kept of a layer's forward pass. Anything that is missing is computed again.
@@ -121,9 +121,9 @@ impl Projection {
         let (output, scaled) = match (gain, &mask) {
             (None, _) => (Some(weight.outputs(&adapted)?.0), None),
             (Some(_), None) => (None, Some(weight.outputs(&Forward { bias: None, ..adapted })?.0)),
-            (Some(gain), Some(_)) => {
-                let change = gain.f_sub_scalar(1.0)?;
-                let (output, scaled) = weight.outputs(&Forward { change: Some((&change, &dropped)), ..adapted })?;
+            (Some(gain), Some(mask)) => {
+                let change = Change { factors: &gain.f_sub_scalar(1.0)?, mask, dropped: &dropped };
+                let (output, scaled) = weight.outputs(&Forward { change: Some(change), ..adapted })?;
                 (Some(output), scaled)
             }
         };
@@ -328,7 +328,7 @@ mod tests {
 
     #[test]
     fn a_weight_multiplied_as_it_is_gives_the_results_of_the_expanded_one() {
-        for (use_dora, dropout) in [(false, 0.0), (false, 0.3), (true, 0.0), (true, 0.3)] {
+        for (use_dora, dropout) in [(false, 0.0), (false, 0.3), (true, 0.0), (true, 0.05), (true, 0.3)] {
             for keeps in [true, false] {
                 let run = |isa: Option<Isa>| {
                     let mut rng = Rng::named(41, "projection");

@@ -8,7 +8,7 @@ use super::kernels::{self, Finish, LowRank, Over, Product, Stream};
 use super::{Error, Nf4, Result};
 use crate::tensor::{as_slice, as_slice_mut};
 
-/// What [`Nf4::outputs`] computes. All are bf16 but `bias` and `change`.
+/// What [`Nf4::outputs`] computes. All are bf16 but `bias`.
 #[derive(Clone, Copy, Debug)]
 pub struct Forward<'a> {
     /// `[n, columns]`.
@@ -17,8 +17,18 @@ pub struct Forward<'a> {
     pub low_rank: Option<(&'a Tensor, &'a Tensor)>,
     /// `[rows]` f32.
     pub bias: Option<&'a Tensor>,
-    /// `[rows]` f32, and `d` `[n, columns]`.
-    pub change: Option<(&'a Tensor, &'a Tensor)>,
+    pub change: Option<Change<'a>>,
+}
+
+/// What a layer with dropout adds to its output. All are bf16 but `factors`.
+#[derive(Clone, Copy, Debug)]
+pub struct Change<'a> {
+    /// `[rows]` f32.
+    pub factors: &'a Tensor,
+    /// `[n, columns]`.
+    pub mask: &'a Tensor,
+    /// `mask x`, `[n, columns]`.
+    pub dropped: &'a Tensor,
 }
 
 /// What [`Nf4::gradients`] computes. All are bf16 but `scale`.
@@ -47,16 +57,19 @@ impl Nf4 {
     /// term's inner product, `[n, r]`, and `B` its matrix, `[rows, r]`,
     ///
     /// - without `change`, `x W^T + z B^T + bias`;
-    /// - with it, `p = d W^T + z B^T` as the second result, and first `x W^T + z B^T + change p + bias`.
+    /// - with it, `p = (mask x) W^T + z B^T` as the second result, and first `x W^T + z B^T + factors p + bias`.
     ///
     /// The weight is expanded a piece at a time to the values that [`Nf4::dequantize`] gives; sums are in f32 and rounded
-    /// once. Autograd does not see it.
+    /// once. `mask x` is what [`Change::dropped`] holds, or where the processor has no AMX and few elements are dropped the
+    /// same without that rounding. Autograd does not see it.
     ///
     /// # Errors
     /// [`Error::Factors`] when shapes do not fit or [`Nf4::can_multiply_many`] is false; when a tensor is of another type.
     pub fn outputs(&self, forward: &Forward<'_>) -> Result<(Tensor, Option<Tensor>)> {
         let Forward { x, low_rank, bias, change } = *forward;
-        let (x, dropped) = (contiguous(x)?, change.map(|(_, dropped)| contiguous(dropped)).transpose()?);
+        let x = contiguous(x)?;
+        let [mask, dropped] = [change.map(|change| change.mask), change.map(|change| change.dropped)];
+        let (mask, dropped) = (mask.map(contiguous).transpose()?, dropped.map(contiguous).transpose()?);
         let low_rank = low_rank.map(contiguous_pair).transpose()?;
         let n = x.size()[0];
         let stream = |x| -> Result<Stream<'_>> {
@@ -68,7 +81,8 @@ impl Nf4 {
         }
         let finish = Finish::Outputs {
             bias: bias.map(as_slice).transpose()?,
-            change: change.map(|(change, _)| as_slice(change)).transpose()?,
+            change: change.map(|change| as_slice(change.factors)).transpose()?,
+            mask: mask.as_ref().map(as_slice).transpose()?,
         };
         let product = self.product(Over::Columns, n, &streams, low_rank.as_ref(), finish)?;
         self.run(&product, dropped.is_some())
@@ -79,6 +93,9 @@ impl Nf4 {
     ///
     /// - without a mask, `before + (dy scale) W + z A`;
     /// - with it, `before + dy W + mask ((dy scale) W + z A)`, where without a `scale` there is no second product.
+    ///
+    /// `dy scale` is rounded to bf16. Where the processor has no AMX, and few elements of the mask are 0 and the others `c`, it
+    /// is `dy (1 + c scale)` that is rounded instead, for the elements of the result that are not dropped.
     ///
     /// # Errors
     /// As [`Nf4::outputs`].
@@ -177,10 +194,12 @@ mod tests {
                 let source = draw([rows, columns]) * 0.05;
                 let weight = Nf4::quantize(&source).unwrap().with_dtype(dtype);
                 let w = double(&weight.dequantize(Kind::BFloat16).unwrap());
-                let (x, d, z) = (draw([n, columns]), draw([n, columns]), draw([n, rank]));
+                let (x, z, before) = (draw([n, columns]), draw([n, rank]), draw([n, columns]));
                 let (b, a, dy) = (draw([rows, rank]), draw([rank, columns]), draw([n, rows]));
-                let (before, mask) = (draw([n, columns]), draw([n, columns]));
-                let [bias, change] = [draw([1, rows]), draw([1, rows])].map(|x| x.view([rows]).to_kind(Kind::Float));
+                let [bias, factors] = [draw([1, rows]), draw([1, rows])].map(|x| x.view([rows]).to_kind(Kind::Float));
+                let no_mask = draw([n, columns]);
+                // Few elements are dropped, or many, or the mask is none.
+                let [few, many] = [0.05, 0.3].map(|p| rng.dropout_mask(&[n, columns], p, Kind::BFloat16).unwrap());
                 for isa in Isa::ALL {
                     let weight = Nf4::quantize(&source).unwrap().with_dtype(dtype).with_isa(isa);
                     if !weight.can_multiply_many() {
@@ -194,31 +213,62 @@ mod tests {
                         of(x).matmul(&of(&w).transpose(0, 1)) + of(&z).matmul(&of(&b).transpose(0, 1))
                     };
                     let size_of = |x: &Tensor| double(x).abs();
-                    let (bias, change) = (&bias, &change);
+                    let (bias, factors) = (&bias, &factors);
                     let expected = |of: fn(&Tensor) -> Tensor| forward(of, &x) + of(bias);
                     let request = Forward { x: &x, low_rank: Some((&z, &b)), bias: Some(bias), change: None };
                     let (found, none) = weight.outputs(&request).unwrap();
                     assert!(none.is_none());
                     check(&found, &expected(double), &expected(size_of), &what);
-                    let (found, scaled) = weight.outputs(&Forward { change: Some((change, &d)), ..request }).unwrap();
-                    let changed = |of: fn(&Tensor) -> Tensor| expected(of) + of(change) * forward(of, &d);
-                    check(&found, &changed(double), &changed(size_of), &what);
-                    check(&scaled.unwrap(), &forward(double, &d), &forward(size_of, &d), &what);
 
                     let back = |of: fn(&Tensor) -> Tensor, dy: &Tensor| of(dy).matmul(&of(&w));
                     let low = |of: fn(&Tensor) -> Tensor| of(&z).matmul(&of(&a));
-                    let scaled_dy = (dy.to_kind(Kind::Float) * change).to_kind(Kind::BFloat16);
-                    let request = Backward { low_rank: Some((&z, &a)), ..plain(&dy) };
+                    let scaled_by = |scale: &Tensor| (dy.to_kind(Kind::Float) * scale).to_kind(Kind::BFloat16);
+                    let back_request = Backward { low_rank: Some((&z, &a)), ..plain(&dy) };
                     let check_back = |request: Backward<'_>, expected: &dyn Fn(fn(&Tensor) -> Tensor) -> Tensor| {
                         check(&weight.gradients(&request).unwrap(), &expected(double), &expected(size_of), &what);
                     };
                     check_back(plain(&dy), &|of| back(of, &dy));
-                    check_back(Backward { scale: Some(change), ..request }, &|of| back(of, &scaled_dy) + low(of));
-                    let masked = Backward { before: Some(&before), mask: Some(&mask), ..request };
-                    check_back(masked, &|of| of(&before) + back(of, &dy) + of(&mask) * low(of));
-                    check_back(Backward { scale: Some(change), ..masked }, &|of| {
-                        of(&before) + back(of, &dy) + of(&mask) * (back(of, &scaled_dy) + low(of))
+                    check_back(Backward { scale: Some(factors), ..back_request }, &|of| {
+                        back(of, &scaled_by(factors)) + low(of)
                     });
+
+                    for mask in [&few, &many, &no_mask] {
+                        let dropped = mask * &x;
+                        let is_dropped = double(mask).eq(0.0);
+                        let share = is_dropped.to_kind(Kind::Double).mean(Kind::Double).double_value(&[]);
+                        let kept = double(mask).max().double_value(&[]);
+                        let is_sparse = isa == Isa::Avx512Bf16 && !std::ptr::eq(mask, &no_mask) && share <= 1.0 / 7.0;
+
+                        // What is dropped is subtracted, so that sums of both count.
+                        let value_of_d = if is_sparse { double(mask) * double(&x) } else { double(&dropped) };
+                        let size_of_d = match is_sparse {
+                            true => size_of(&x) * (is_dropped.to_kind(Kind::Double) + 1.0) * kept,
+                            false => size_of(&dropped),
+                        };
+                        let low_forward = |of: fn(&Tensor) -> Tensor| of(&z).matmul(&of(&b).transpose(0, 1));
+                        let second = value_of_d.matmul(&double(&w).transpose(0, 1)) + low_forward(double);
+                        let second_size = size_of_d.matmul(&size_of(&w).transpose(0, 1)) + low_forward(size_of);
+                        let change = Change { factors, mask, dropped: &dropped };
+                        let (found, scaled) = weight.outputs(&Forward { change: Some(change), ..request }).unwrap();
+                        let first = expected(double) + double(factors) * &second;
+                        check(&found, &first, &(expected(size_of) + size_of(factors) * &second_size), &what);
+                        check(&scaled.unwrap(), &second, &second_size, &what);
+
+                        let masked = Backward { before: Some(&before), mask: Some(mask), ..back_request };
+                        check_back(masked, &|of| of(&before) + back(of, &dy) + of(mask) * low(of));
+                        let masked = Backward { scale: Some(factors), ..masked };
+                        if !is_sparse {
+                            check_back(masked, &|of| {
+                                of(&before) + back(of, &dy) + of(mask) * (back(of, &scaled_by(factors)) + low(of))
+                            });
+                            continue;
+                        }
+                        let whole = (double(factors) * kept + 1.0).to_kind(Kind::Float);
+                        check_back(masked, &|of| {
+                            let products = back(of, &dy).where_self(&is_dropped, &back(of, &scaled_by(&whole)));
+                            of(&before) + products + of(mask) * low(of)
+                        });
+                    }
                     assert!(weight.gradients(&Backward { before: Some(&z), ..plain(&dy) }).is_err());
                     assert!(weight.gradients(&plain(&dy.to_kind(Kind::Float))).is_err());
                 }
@@ -235,24 +285,34 @@ mod tests {
         let mut rng = Rng::named(17, "threads");
         let weight = Nf4::quantize(&rng.normal(&[200, 704], 0.05).unwrap()).unwrap();
         let draws = rng.normal(&[130, 704], 1.0).unwrap().to_kind(Kind::BFloat16);
-        let x = as_slice::<half::bf16>(&draws).unwrap();
+        let mask = rng.dropout_mask(&[130, 704], 0.05, Kind::BFloat16).unwrap();
+        let dropped = &draws * &mask;
+        let [x, mask, dropped] = [&draws, &mask, &dropped].map(|tensor| as_slice::<half::bf16>(tensor).unwrap());
+        let factors: Vec<f32> = (0..200u16).map(|idx| f32::from(idx) * 0.01 - 1.0).collect();
         let able = || Isa::available().filter(|&isa| isa >= Isa::Avx512Bf16);
-        for (isa, over) in able().flat_map(|isa| [(isa, Over::Columns), (isa, Over::Rows)]) {
-            let finish = match over {
-                Over::Columns => Finish::Outputs { bias: None, change: None },
-                Over::Rows => Finish::Gradients { before: None, mask: None },
+        let overs = || [(Over::Columns, false), (Over::Columns, true), (Over::Rows, false), (Over::Rows, true)];
+        for (isa, (over, has_mask)) in able().flat_map(|isa| overs().map(|over| (isa, over))) {
+            let mask = has_mask.then_some(mask);
+            let (finish, summed) = match over {
+                Over::Columns => (Finish::Outputs { bias: None, change: mask.map(|_| &*factors), mask }, 704),
+                Over::Rows => (Finish::Gradients { before: None, mask }, 200),
             };
+            let second = match over {
+                Over::Columns => Stream { x: Some(dropped), scale: None, has_low_rank: false },
+                Over::Rows => Stream { x: Some(&x[..130 * 200]), scale: Some(&factors), has_low_rank: false },
+            };
+            let streams = [Stream { x: Some(&x[..130 * summed]), scale: None, has_low_rank: false }, second];
             let bytes = |n_threads: usize| {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
-                let summed = if over == Over::Columns { 704 } else { 200 };
-                let streams = [Stream { x: Some(&x[..130 * summed]), scale: None, has_low_rank: false }];
-                let product = weight.product(over, 130, &streams, None, finish).unwrap();
+                let streams = &streams[..1 + usize::from(has_mask)];
+                let product = weight.product(over, 130, streams, None, finish).unwrap();
                 let mut out = vec![half::bf16::ZERO; 130 * product.widths().1];
                 pool.install(|| kernels::multiply_many(isa, &product, &mut out, None));
                 out.iter().map(|value| value.to_bits()).collect::<Vec<_>>()
             };
             let one = bytes(1);
-            assert!(one.iter().any(|&bits| bits != 0) && one == bytes(2) && one == bytes(3), "{isa:?} {over:?}");
+            let what = format!("{isa:?} {over:?}, mask {has_mask}");
+            assert!(one.iter().any(|&bits| bits != 0) && one == bytes(2) && one == bytes(3), "{what}");
         }
     }
 

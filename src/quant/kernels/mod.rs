@@ -184,9 +184,10 @@ pub struct LowRank<'a> {
 /// What becomes of the sums, before they are rounded.
 #[derive(Clone, Copy, Debug)]
 pub enum Finish<'a> {
-    /// Over columns: `first + change second + bias`, `[rows]` each; `second` alone is a result too.
-    Outputs { bias: Option<&'a [f32]>, change: Option<&'a [f32]> },
-    /// Over rows: `before + first + mask second`, `[n, columns]` each.
+    /// Over columns: `first + change second + bias`, `[rows]` each; `second` alone is a result too. With a `mask`
+    /// `[n, columns]` the second stream's `x` is the first's times the mask, but for rounding.
+    Outputs { bias: Option<&'a [f32]>, change: Option<&'a [f32]>, mask: Option<&'a [bf16]> },
+    /// Over rows: `before + first + mask second`, `[n, columns]` each. If both streams have an `x`, it is the same.
     Gradients { before: Option<&'a [bf16]>, mask: Option<&'a [bf16]> },
 }
 
@@ -228,7 +229,9 @@ impl Product<'_> {
             None => self.streams.iter().all(|stream| !stream.has_low_rank),
         };
         let finish = match self.finish {
-            Finish::Outputs { bias, change } => is(size(bias), width) && is(size(change), width),
+            Finish::Outputs { bias, change, mask } => {
+                is(size(bias), width) && is(size(change), width) && is(len(mask), n * summed)
+            }
             Finish::Gradients { before, mask } => is(len(before), n * width) && is(len(mask), n * width),
         };
         let is_of_columns = matches!(self.finish, Finish::Outputs { .. }) == (self.over == Over::Columns);

@@ -103,6 +103,29 @@ pub fn add_gained(first: &mut Sums, second: &Sums, factors: Option<[f32; DEPTH]>
     }
 }
 
+/// Makes of the sums with all elements, `first`, and of those with the dropped ones, `second`, the sums with the others,
+/// each multiplied by `kept`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+pub fn keep_rest(first: &Sums, second: &mut Sums, kept: f32) {
+    for (first, second) in first.0.as_flattened().iter().zip(second.0.as_flattened_mut()) {
+        for (first, second) in first.iter().zip(second) {
+            *second = kept * (first - *second);
+        }
+    }
+}
+
+/// Puts sums of four parts in their places: those that `bits` names of 32 columns as [`expand_columns`] orders them, for each
+/// of 32 rows.
+pub fn put_elements(elements: &[[f32; 4]], bits: &[u32; PAIR_ROWS], sums: &mut Sums) {
+    let places = bits.iter().enumerate().flat_map(|(row, &bits)| {
+        let rests = std::iter::successors(Some(bits), |bits| Some(bits & bits.wrapping_sub(1)));
+        rests.take_while(|&bits| bits != 0).map(move |bits| (row, bits.trailing_zeros() as usize))
+    });
+    for (&[a, b, c, d], (row, column)) in elements.iter().zip(places) {
+        sums.0[2 * (row / SIDE) + column % 2][row % SIDE][column / 2] = (a + b) + (c + d);
+    }
+}
+
 /// As [`pack_left`], for the right side: a tile's line has two neighbouring columns of each of 16 rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 pub fn pack_right(x: &[bf16], width: usize, out: &mut [Line]) {
@@ -161,6 +184,31 @@ pub fn expand_rows(
                     let line = &mut out[(2 * idx_block + half) * PAIR_LINES + idx];
                     store(look_up_bf16(bytes, table), &mut line.0);
                 }
+            }
+        }
+    }
+}
+
+/// Turns what [`expand_rows`] or [`pack_left`] gives into the right side of a product: of each pair of tiles, the even rows
+/// and the odd ones become columns.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+pub fn turn_rows(lines: &mut [Line]) {
+    for pair in lines.as_chunks_mut::<PAIR_LINES>().0 {
+        let [even, odd] = [0, 1].map(|odd| transpose(std::array::from_fn(|idx| load(&pair[2 * idx + odd]))));
+        for (out, row) in pair.iter_mut().zip(even.into_iter().chain(odd)) {
+            store(row, &mut out.0);
+        }
+    }
+}
+
+/// The columns that [`expand_columns`] gives, 32 of them: for each, one after another, its lines of 32 rows.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+pub fn turn_columns(lines: &[Line], out: &mut [Line]) {
+    let pairs = lines.as_chunks::<PAIR_LINES>().0;
+    for (depth, pair) in pairs.iter().enumerate() {
+        for (odd, tile) in pair.as_chunks::<SIDE>().0.iter().enumerate() {
+            for (idx, row) in transpose(std::array::from_fn(|idx| load(&tile[idx]))).into_iter().enumerate() {
+                store(row, &mut out[(2 * idx + odd) * pairs.len() + depth].0);
             }
         }
     }
@@ -257,6 +305,33 @@ pub fn round_interleaved(
             odd = _mm512_add_ps(odd, before_odd);
         }
         store(interleave(even, odd), &mut out.0);
+    }
+}
+
+/// The sums of 32 rows of tokens with 32 rows of the weight as [`turn_rows`] orders them, and for each row of the weight
+/// other sums by a factor, and a bias, rounded.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+pub fn round_gained(
+    sums: &Sums,
+    gained: Option<(&Sums, [f32; DEPTH])>,
+    bias: Option<[f32; DEPTH]>,
+    out: &mut [Line; PAIR_ROWS],
+) {
+    let split =
+        |values: &[f32; DEPTH]| [0, 1].map(|odd| std::array::from_fn::<_, SIDE, _>(|idx| values[2 * idx + odd]));
+    let load_split = |values: [f32; DEPTH]| split(&values).map(|values| load_f32(&values));
+    let gained = gained.map(|(sums, factors)| (sums, load_split(factors)));
+    let bias = load_split(bias.unwrap_or([0.0; DEPTH]));
+    for (row, out) in out.iter_mut().enumerate() {
+        let (half, idx) = (row / SIDE, row % SIDE);
+        let of = |sums: &Sums| [load_f32(&sums.0[2 * half][idx]), load_f32(&sums.0[2 * half + 1][idx])];
+        let [mut even, mut odd] = of(sums);
+        if let Some((sums, factors)) = gained {
+            let [more_even, more_odd] = of(sums);
+            even = _mm512_fmadd_ps(more_even, factors[0], even);
+            odd = _mm512_fmadd_ps(more_odd, factors[1], odd);
+        }
+        store(interleave(_mm512_add_ps(even, bias[0]), _mm512_add_ps(odd, bias[1])), &mut out.0);
     }
 }
 

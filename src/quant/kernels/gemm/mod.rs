@@ -1,13 +1,21 @@
 //! Products of many token rows with an NF4 weight in bf16, the weight expanded a piece at a time into the cache.
 //!
 //! The summed dimension is cut into chunks. For each, 64 rows or columns of the weight are expanded into tiles, which stay in
-//! the first-level cache while all token rows go by; token rows are brought into tiles once. `x W^T` takes the
-//! weight as the left operand, so that its rows need no rearranging, and turns the sums; `dy W` takes it as the right one,
-//! where two rows at a time are expanded into one register. Every element is summed in the same order whatever the number
-//! of threads.
+//! the first-level cache while all token rows go by; token rows are brought into tiles once. The weight is the right operand.
+//! `dy W` expands two of its rows at a time into one register; `x W^T` expands rows and turns them. With AMX, where turning
+//! costs more of the time, `x W^T` takes the weight as the left operand and turns the sums. Every element is summed in the same
+//! order whatever the number of threads.
+//!
+//! Without AMX the second product of a layer with dropout is not computed as such. With `c` what the mask's other elements
+//! are:
+//!
+//! - `(mask x) W^T = c (x W^T - e W^T)`, where `e` has the few elements of `x` that are dropped;
+//! - `dy W + mask ((dy scale) W)` is `(dy (1 + c scale)) W` where the mask is `c`, and `dy W` in the few elements where it
+//!   is 0.
 #![allow(unsafe_code)]
 
 mod amx;
+mod dropped;
 mod layout;
 mod step;
 mod vectors;
@@ -20,6 +28,7 @@ use rayon::prelude::*;
 
 use super::{Finish, Isa, Over, Product};
 use crate::quant::nf4::BLOCK;
+use dropped::Dropped;
 use layout::{PAIR_ROWS, UNIT, unit_lines};
 use step::{DEPTH, Engine, Line, PAIR_LINES, Sums};
 
@@ -41,11 +50,23 @@ struct Scratch {
     expanded: Vec<Line>,
     low: Vec<Line>,
     sums: Vec<Sums>,
+    /// Half a unit's columns, for the elements of a result that are summed one by one.
+    columns: Vec<Line>,
+    /// Those elements' sums.
+    elements: Vec<[f32; 4]>,
+}
+
+/// Rows of tokens as a product's tasks read them.
+#[derive(Default)]
+struct Tokens {
+    /// For each 32 rows the tiles of all factors, then those of the low-rank factor.
+    lines: Vec<Line>,
+    dropped: Dropped,
 }
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
-    static PACKED: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
+    static TOKENS: RefCell<Tokens> = RefCell::default();
 }
 
 /// A result's memory, which tasks fill side by side.
@@ -87,34 +108,50 @@ pub fn multiply_many(isa: Isa, product: &Product<'_>, out: &mut [bf16], scaled: 
         return;
     }
     let depth = summed.div_ceil(DEPTH);
+    let n_chunks = depth.div_ceil(CHUNK);
+    // Even, as blocks of the weight are whole: two `DEPTH`s each.
+    let chunk = depth.div_ceil(n_chunks.max(1)).next_multiple_of(BLOCK / DEPTH).min(CHUNK);
     let low_depth = low_rank.map_or(0, |low_rank| low_rank.rank.div_ceil(DEPTH));
     let n_streams = product.streams.len();
     let pairs = n.div_ceil(PAIR_ROWS);
     // Taken, not borrowed: while it waits for others, a thread of the pool may begin another product.
-    let mut packed = PACKED.take();
-    let pair_lines = (n_streams * depth + low_depth) * PAIR_LINES;
-    if packed.len() < pairs * pair_lines {
-        packed.resize(pairs * pair_lines, Line::ZERO);
+    let mut tokens = TOKENS.take();
+    let Tokens { lines, dropped } = &mut tokens;
+    let mask = dropped::mask(product).filter(|_| isa != Isa::Amx);
+    let has_dropped = mask.is_some_and(|mask| dropped.fill(mask, product.columns));
+    let has_turned_sums = isa == Isa::Amx && product.over == Over::Columns;
+    let scale: Vec<f32>;
+    let factors = match (has_dropped, product.over, product.streams) {
+        (true, Over::Columns, [first, ..]) => {
+            dropped.list(first.x.unwrap_or_default(), chunk);
+            vec![(first.x, None)]
+        }
+        (true, Over::Rows, [first, second]) => {
+            scale = second.scale.into_iter().flatten().map(|scale| dropped.kept.mul_add(*scale, 1.0)).collect();
+            vec![(first.x, Some(&*scale)), (first.x, None)]
+        }
+        _ => product.streams.iter().map(|stream| (stream.x, stream.scale)).collect(),
+    };
+    let low_line = factors.len() * depth * PAIR_LINES;
+    let pair_lines = low_line + low_depth * PAIR_LINES;
+    if lines.len() < pairs * pair_lines {
+        lines.resize(pairs * pair_lines, Line::ZERO);
     }
-    packed[..pairs * pair_lines].par_chunks_exact_mut(pair_lines.max(1)).enumerate().for_each(|(pair, packed)| {
-        let rows = |x: &'_ [bf16], width: usize| {
-            let range = pair * PAIR_ROWS * width..((pair + 1) * PAIR_ROWS).min(n) * width;
-            (range.start, range.end.min(x.len()))
-        };
-        let pack = |x: &[bf16], width: usize, scale: Option<&[f32]>, packed: &mut [Line]| {
-            let (start, end) = rows(x, width);
+    lines[..pairs * pair_lines].par_chunks_exact_mut(pair_lines.max(1)).enumerate().for_each(|(pair, lines)| {
+        let pack = |x: &[bf16], width: usize, scale: Option<&[f32]>, lines: &mut [Line]| {
+            let x = &x[pair * PAIR_ROWS * width..((pair + 1) * PAIR_ROWS).min(n) * width];
             // SAFETY: the instructions are there (`can_multiply_many`).
             unsafe {
-                match product.over {
-                    Over::Columns => layout::pack_right(&x[start..end], width, packed),
-                    Over::Rows => layout::pack_left(&x[start..end], width, scale, packed),
+                match has_turned_sums {
+                    true => layout::pack_right(x, width, lines),
+                    false => layout::pack_left(x, width, scale, lines),
                 }
             }
         };
-        let (streams, low) = packed.split_at_mut(n_streams * depth * PAIR_LINES);
-        for (stream, packed) in product.streams.iter().zip(streams.chunks_exact_mut((depth * PAIR_LINES).max(1))) {
-            if let Some(x) = stream.x {
-                pack(x, summed, stream.scale, packed);
+        let (parts, low) = lines.split_at_mut(low_line);
+        for ((x, scale), lines) in factors.iter().zip(parts.chunks_exact_mut((depth * PAIR_LINES).max(1))) {
+            if let Some(x) = x {
+                pack(x, summed, *scale, lines);
             }
         }
         if let Some(low_rank) = low_rank {
@@ -136,11 +173,14 @@ pub fn multiply_many(isa: Isa, product: &Product<'_>, out: &mut [bf16], scaled: 
         let range = |size: usize, idx: usize, end: usize| (idx * size).min(end)..((idx + 1) * size).min(end);
         let (pairs, units) = (range(task_pairs, token_task, pairs), range(task_units, task, units));
         let mut scratch = SCRATCH.take();
-        let work = Work { isa, product, packed: &packed, depth, low_depth, pair_lines, outs: &outs };
+        let dropped = has_dropped.then_some(&tokens.dropped);
+        let lines = &tokens.lines;
+        let work =
+            Work { isa, product, lines, dropped, has_turned_sums, depth, chunk, low_depth, low_line, outs: &outs };
         work.run(pairs, units, &mut scratch);
         SCRATCH.set(scratch);
     });
-    PACKED.set(packed);
+    TOKENS.set(tokens);
 }
 
 struct Outs {
@@ -152,38 +192,49 @@ struct Outs {
 struct Work<'a> {
     isa: Isa,
     product: &'a Product<'a>,
-    /// For each 32 rows of tokens the tiles of all streams, then those of the low-rank factor.
-    packed: &'a [Line],
+    /// As in [`Tokens`].
+    lines: &'a [Line],
+    /// Where the second product is made of the first.
+    dropped: Option<&'a Dropped>,
+    /// Whether sums have a row for each row of the weight, not of tokens.
+    has_turned_sums: bool,
+    /// Of the summed dimension, in [`DEPTH`]s.
     depth: usize,
+    /// [`DEPTH`]s in a chunk.
+    chunk: usize,
     low_depth: usize,
-    pair_lines: usize,
+    /// Where the low-rank factor begins in the lines of 32 rows.
+    low_line: usize,
     outs: &'a Outs,
 }
 
 impl Work<'_> {
     /// The rows of `pairs` and the columns of `units` of the result.
     fn run(&self, pairs: Range<usize>, units: Range<usize>, scratch: &mut Scratch) {
-        let Scratch { expanded, low, sums } = scratch;
+        let Scratch { expanded, low, sums, columns, elements } = scratch;
         let depth = self.depth;
         let n_streams = self.product.streams.len();
         expanded.resize(unit_lines(CHUNK), Line::ZERO);
+        columns.resize(unit_lines(CHUNK) / 2, Line::ZERO);
         low.resize(unit_lines(self.low_depth), Line::ZERO);
         let n_sums = 2 * n_streams * pairs.len() * units.len();
         if sums.len() < n_sums {
             sums.resize(n_sums, Sums::ZERO);
         }
+        elements.clear();
+        elements.resize(self.count_elements(pairs.clone(), units.clone()), [0.0; 4]);
         // SAFETY: `multiply_many` has asked whether they are there, and enough.
         let engine = unsafe { Engine::new(self.isa) };
-        let step = |weight: &[Line], tokens: &[Line], len: usize, adds: bool, sums: &mut Sums| match self.product.over {
-            Over::Columns => engine.step(weight, tokens, len, adds, sums),
-            Over::Rows => engine.step(tokens, weight, len, adds, sums),
-        };
-        let n_chunks = depth.div_ceil(CHUNK);
-        // Even, as blocks of the weight are whole: two `DEPTH`s each.
-        let chunk = depth.div_ceil(n_chunks.max(1)).next_multiple_of(BLOCK / DEPTH).min(CHUNK);
-        for start in (0..depth).step_by(chunk) {
-            let len = chunk.min(depth - start);
+        let step =
+            |weight: &[Line], tokens: &[Line], len: usize, adds: bool, sums: &mut Sums| match self.has_turned_sums {
+                true => engine.step(weight, tokens, len, adds, sums),
+                false => engine.step(tokens, weight, len, adds, sums),
+            };
+        let pair_lines = self.low_line + self.low_depth * PAIR_LINES;
+        for (chunk_idx, start) in (0..depth).step_by(self.chunk).enumerate() {
+            let len = self.chunk.min(depth - start);
             let is_last = start + len == depth;
+            let mut elements = &mut elements[..];
             for (unit_idx, unit) in units.clone().enumerate() {
                 self.expand(unit, start, len, expanded);
                 if is_last {
@@ -193,25 +244,68 @@ impl Work<'_> {
                     let weight = &expanded[half * len * PAIR_LINES..][..len * PAIR_LINES];
                     let low = &low[half * self.low_depth * PAIR_LINES..][..self.low_depth * PAIR_LINES];
                     let sums = &mut sums[(2 * unit_idx + half) * pairs.len() * n_streams..][..pairs.len() * n_streams];
+                    if self.dropped.is_some() && self.product.over == Over::Rows {
+                        // SAFETY: the instructions are there (`multiply_many`).
+                        unsafe { layout::turn_columns(weight, columns) }
+                    }
                     for (pair, sums) in pairs.clone().zip(sums.chunks_exact_mut(n_streams)) {
-                        let packed = &self.packed[pair * self.pair_lines..][..self.pair_lines];
-                        for (idx, (stream, sums)) in self.product.streams.iter().zip(&mut *sums).enumerate() {
+                        let lines = &self.lines[pair * pair_lines..][..pair_lines];
+                        let tokens =
+                            |factor: usize| &lines[(factor * depth + start) * PAIR_LINES..][..len * PAIR_LINES];
+                        let mut has_sums = [false; 2];
+                        let n_factors = if self.dropped.is_some() { 1 } else { n_streams };
+                        for (idx, stream) in self.product.streams[..n_factors].iter().enumerate() {
                             if stream.x.is_some() {
-                                let tokens = &packed[(idx * depth + start) * PAIR_LINES..][..len * PAIR_LINES];
-                                step(weight, tokens, len, start > 0, sums);
-                            }
-                            if is_last && stream.has_low_rank {
-                                let tokens = &packed[n_streams * depth * PAIR_LINES..];
-                                step(low, tokens, self.low_depth, stream.x.is_some(), sums);
+                                step(weight, tokens(idx), len, start > 0, &mut sums[idx]);
+                                has_sums[idx] = true;
                             }
                         }
-                        if is_last {
-                            self.finish(pair * PAIR_ROWS, unit * UNIT + half * DEPTH, sums);
+                        match (self.dropped, self.product.over, &mut *sums) {
+                            (Some(dropped), Over::Columns, [first, second]) => {
+                                let entries = dropped.entries(pair).rows(chunk_idx);
+                                // SAFETY: the instructions are there (`multiply_many`).
+                                unsafe {
+                                    vectors::step_entries(entries, weight, start > 0, second);
+                                    if is_last {
+                                        layout::keep_rest(first, second, dropped.kept);
+                                    }
+                                }
+                                has_sums[1] = true;
+                            }
+                            (Some(dropped), Over::Rows, [first, _]) => {
+                                let bits = dropped.bits(pair, 2 * unit + half);
+                                // SAFETY: the instructions are there (`multiply_many`).
+                                let n = unsafe { vectors::step_elements(tokens(1), columns, bits, elements) };
+                                let done;
+                                (done, elements) = std::mem::take(&mut elements).split_at_mut(n);
+                                if is_last {
+                                    layout::put_elements(done, bits, first);
+                                }
+                            }
+                            _ => {}
                         }
+                        if !is_last {
+                            continue;
+                        }
+                        for ((stream, sums), has_sums) in self.product.streams.iter().zip(&mut *sums).zip(has_sums) {
+                            if stream.has_low_rank {
+                                step(low, &lines[self.low_line..], self.low_depth, has_sums, sums);
+                            } else if !has_sums {
+                                *sums = Sums::ZERO;
+                            }
+                        }
+                        self.finish(pair * PAIR_ROWS, unit * UNIT + half * DEPTH, sums);
                     }
                 }
             }
         }
+    }
+
+    /// The elements of a part of the result that are summed one by one.
+    fn count_elements(&self, pairs: Range<usize>, units: Range<usize>) -> usize {
+        let Some(dropped) = self.dropped.filter(|_| self.product.over == Over::Rows) else { return 0 };
+        let groups = pairs.flat_map(|pair| (2 * units.start..2 * units.end).map(move |group| (pair, group)));
+        groups.flat_map(|(pair, group)| dropped.bits(pair, group)).map(|bits| bits.count_ones() as usize).sum()
     }
 
     /// Makes results of sums: 32 rows of tokens from `row` on, 32 columns from `column` on.
@@ -220,7 +314,16 @@ impl Work<'_> {
         // SAFETY: the instructions are there (`multiply_many`).
         unsafe {
             match self.product.finish {
-                Finish::Outputs { bias, change } => {
+                Finish::Outputs { bias, change, .. } if !self.has_turned_sums => {
+                    let part = |of: Option<&[f32]>| of.map(|values| layout::part(values, column));
+                    let (first, rest) = sums.split_at(1);
+                    if let (Some(scaled), [second]) = (&self.outs.scaled, rest) {
+                        layout::round_gained(second, None, None, &mut rounded);
+                        scaled.write(row, column, &rounded);
+                    }
+                    layout::round_gained(&first[0], rest.first().zip(part(change)), part(bias), &mut rounded);
+                }
+                Finish::Outputs { bias, change, .. } => {
                     let part = |of: Option<&[f32]>| of.map(|values| layout::part(values, column));
                     if let [first, second] = sums {
                         layout::add_gained(first, second, part(change));
@@ -252,6 +355,9 @@ impl Work<'_> {
                 Over::Columns => {
                     let blocks = (start * DEPTH / BLOCK, len * DEPTH / BLOCK);
                     layout::expand_rows(source, rounding, (rows, columns), unit * UNIT, blocks, out);
+                    if !self.has_turned_sums {
+                        layout::turn_rows(&mut out[..unit_lines(len)]);
+                    }
                 }
                 Over::Rows => {
                     layout::expand_columns(source, rounding, (rows, columns), unit, (start * DEPTH, len), out);
@@ -273,6 +379,9 @@ impl Work<'_> {
                         let rows = first.min(self.product.rows)..(first + DEPTH).min(self.product.rows);
                         let matrix = &low_rank.matrix[rows.start * low_rank.rank..rows.end * low_rank.rank];
                         layout::pack_left(matrix, low_rank.rank, None, out);
+                        if !self.has_turned_sums {
+                            layout::turn_rows(out);
+                        }
                     }
                     Over::Rows => layout::pack_columns(low_rank.matrix, self.product.columns, first, out),
                 }

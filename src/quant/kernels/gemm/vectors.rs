@@ -1,7 +1,10 @@
-//! A step of a product with AVX-512's bf16 instructions, for processors that have no tiles.
+//! A step of a product with AVX-512's bf16 instructions, for processors that have no tiles, and the products with few
+//! elements of an operand or of the result.
 
 use std::arch::x86_64::*;
 
+use super::dropped::Entry;
+use super::layout::PAIR_ROWS;
 use super::step::{Line, PAIR_LINES, SIDE, Sums};
 
 /// Rows whose sums are in registers at a time: two for each, enough of them to hide the latency of a product.
@@ -34,6 +37,65 @@ pub fn step(a: &[Line], b: &[Line], adds: bool, sums: &mut Sums) {
             store(odd, &mut right[start + row]);
         }
     }
+}
+
+/// As [`step`], for a left operand of few elements: the entries of each of 32 rows.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+pub fn step_entries<'a>(rows: impl Iterator<Item = &'a [Entry]>, b: &[Line], adds: bool, sums: &mut Sums) {
+    for (row, entries) in rows.enumerate() {
+        let [left, right] = &mut sums.0.as_chunks_mut::<2>().0[row / SIDE];
+        let (left, right) = (&mut left[row % SIDE], &mut right[row % SIDE]);
+        let mut first = match adds {
+            true => [load(left), load(right)],
+            false => [_mm512_setzero_ps(); 2],
+        };
+        // Every other entry has sums of its own, so that one product need not wait for the last.
+        let mut second = [_mm512_setzero_ps(); 2];
+        let add = |entry: &Entry, sums: &mut [__m512; 2]| {
+            let lines = &b[entry.line as usize..][..SIDE + 1];
+            let twice = same(_mm512_set1_epi32(entry.values as i32));
+            *sums = [
+                _mm512_dpbf16_ps(sums[0], twice, bits(&lines[0])),
+                _mm512_dpbf16_ps(sums[1], twice, bits(&lines[SIDE])),
+            ];
+        };
+        let (pairs, last) = entries.as_chunks::<2>();
+        for [a, b] in pairs {
+            add(a, &mut first);
+            add(b, &mut second);
+        }
+        last.iter().for_each(|entry| add(entry, &mut first));
+        store(_mm512_add_ps(first[0], second[0]), left);
+        store(_mm512_add_ps(first[1], second[1]), right);
+    }
+}
+
+/// Adds to the sums of few elements of a result, in four parts each: those that `bits` names of 32 columns for each of 32
+/// rows. `a` is a left operand, `columns` has `depth` lines for each column. Says how many sums there are.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+pub fn step_elements(a: &[Line], columns: &[Line], bits: &[u32; PAIR_ROWS], sums: &mut [[f32; 4]]) -> usize {
+    let a = a.as_chunks::<PAIR_LINES>().0;
+    let mut n_sums = 0;
+    for (row, &row_bits) in bits.iter().enumerate() {
+        let mut row_bits = row_bits;
+        while row_bits != 0 {
+            let column = row_bits.trailing_zeros() as usize;
+            row_bits &= row_bits - 1;
+            let (column, sum) = (&columns[column * a.len()..][..a.len()], &mut sums[n_sums]);
+            n_sums += 1;
+            // SAFETY: four floats are there.
+            let mut sums = _mm512_zextps128_ps512(unsafe { _mm_loadu_ps(sum.as_ptr()) });
+            for (a, column) in a.iter().zip(column) {
+                sums = _mm512_dpbf16_ps(sums, self::bits(&a[row]), self::bits(column));
+            }
+            let upper = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(sums)));
+            let half = _mm256_add_ps(_mm512_castps512_ps256(sums), upper);
+            let parts = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps::<1>(half));
+            // SAFETY: there is room for four floats.
+            unsafe { _mm_storeu_ps(sum.as_mut_ptr(), parts) }
+        }
+    }
+    n_sums
 }
 
 #[inline]
