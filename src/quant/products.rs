@@ -280,6 +280,35 @@ mod tests {
         Backward { dy, scale: None, low_rank: None, before: None, mask: None }
     }
 
+    /// Where few elements are dropped, all of `dy (1 + c scale)` is rounded, not only `dy scale`. That is the error of the layer
+    /// without dropout, which rounds `dy g`.
+    #[test]
+    fn gradients_behind_a_mask_are_as_near_as_those_without() {
+        let mut rng = Rng::named(19, "near");
+        let mut draw = |shape: [i64; 2], std| rng.normal(&shape, std).unwrap();
+        let (source, dy) = (draw([512, 256], 0.05), draw([96, 512], 1.0).to_kind(Kind::BFloat16));
+        let scales = [1e-3, 0.02, 0.3].map(|std| draw([1, 512], std).view([512]));
+        let mask = rng.dropout_mask(&[96, 256], 0.05, Kind::BFloat16).unwrap();
+        for isa in Isa::available().filter(|&isa| isa >= Isa::Avx512Bf16) {
+            let weight = Nf4::quantize(&source).unwrap().with_dtype(Kind::BFloat16).with_isa(isa);
+            let w = double(&weight.dequantize(Kind::BFloat16).unwrap());
+            let error = |request: Backward<'_>, exact: Tensor| {
+                let error = double(&weight.gradients(&request).unwrap()) - &exact;
+                error.norm().double_value(&[]) / exact.norm().double_value(&[])
+            };
+            for scale in &scales {
+                let change = (double(&dy) * double(scale)).matmul(&w);
+                let masked = Backward { scale: Some(scale), mask: Some(&mask), ..plain(&dy) };
+                let masked = error(masked, double(&dy).matmul(&w) + double(&mask) * &change);
+                let gain = scale + 1.0;
+                let whole =
+                    error(Backward { scale: Some(&gain), ..plain(&dy) }, (double(&dy) * double(&gain)).matmul(&w));
+                // The mask's other elements are 1.05, and so is the part of an error that they multiply.
+                assert!(masked < 1.1 * whole, "{isa:?}: {masked}, without a mask {whole}");
+            }
+        }
+    }
+
     #[test]
     fn products_are_the_same_bytes_on_any_number_of_threads() {
         let mut rng = Rng::named(17, "threads");

@@ -108,22 +108,25 @@ pub fn add_gained(first: &mut Sums, second: &Sums, factors: Option<[f32; DEPTH]>
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 pub fn keep_rest(first: &Sums, second: &mut Sums, kept: f32) {
     for (first, second) in first.0.as_flattened().iter().zip(second.0.as_flattened_mut()) {
-        for (first, second) in first.iter().zip(second) {
-            *second = kept * (first - *second);
-        }
+        let rest = _mm512_mul_ps(_mm512_sub_ps(load_f32(first), load_f32(second)), _mm512_set1_ps(kept));
+        // SAFETY: there is room for 16 floats; the store needs no alignment.
+        unsafe { _mm512_storeu_ps(second.as_mut_ptr(), rest) }
     }
 }
 
 /// Puts sums of four parts in their places: those that `bits` names of 32 columns as [`expand_columns`] orders them, for each
-/// of 32 rows.
-pub fn put_elements(elements: &[[f32; 4]], bits: &[u32; PAIR_ROWS], sums: &mut Sums) {
+/// of 32 rows. Says how many they are.
+pub fn put_elements(elements: &[[f32; 4]], bits: &[u32; PAIR_ROWS], sums: &mut Sums) -> usize {
     let places = bits.iter().enumerate().flat_map(|(row, &bits)| {
         let rests = std::iter::successors(Some(bits), |bits| Some(bits & bits.wrapping_sub(1)));
         rests.take_while(|&bits| bits != 0).map(move |bits| (row, bits.trailing_zeros() as usize))
     });
+    let mut n = 0;
     for (&[a, b, c, d], (row, column)) in elements.iter().zip(places) {
         sums.0[2 * (row / SIDE) + column % 2][row % SIDE][column / 2] = (a + b) + (c + d);
+        n += 1;
     }
+    n
 }
 
 /// As [`pack_left`], for the right side: a tile's line has two neighbouring columns of each of 16 rows.

@@ -230,7 +230,7 @@ impl Work<'_> {
                 true => engine.step(weight, tokens, len, adds, sums),
                 false => engine.step(tokens, weight, len, adds, sums),
             };
-        let pair_lines = self.low_line + self.low_depth * PAIR_LINES;
+        let pair_lines = self.pair_lines();
         for (chunk_idx, start) in (0..depth).step_by(self.chunk).enumerate() {
             let len = self.chunk.min(depth - start);
             let is_last = start + len == depth;
@@ -240,14 +240,20 @@ impl Work<'_> {
                 if is_last {
                     self.expand_low_rank(unit, low);
                 }
+                let sums = &mut sums[2 * unit_idx * pairs.len() * n_streams..][..2 * pairs.len() * n_streams];
+                self.add_entries(&expanded[..unit_lines(len)], pairs.clone(), chunk_idx, sums);
                 for half in 0..2 {
                     let weight = &expanded[half * len * PAIR_LINES..][..len * PAIR_LINES];
                     let low = &low[half * self.low_depth * PAIR_LINES..][..self.low_depth * PAIR_LINES];
-                    let sums = &mut sums[(2 * unit_idx + half) * pairs.len() * n_streams..][..pairs.len() * n_streams];
-                    if self.dropped.is_some() && self.product.over == Over::Rows {
+                    let sums = &mut sums[half * pairs.len() * n_streams..][..pairs.len() * n_streams];
+                    let group = 2 * unit + half;
+                    if self.with_elements().is_some() {
                         // SAFETY: the instructions are there (`multiply_many`).
                         unsafe { layout::turn_columns(weight, columns) }
                     }
+                    let n = self.add_elements(columns, pairs.clone(), group, start..start + len, elements);
+                    let mut summed: &[_];
+                    (summed, elements) = std::mem::take(&mut elements).split_at_mut(n);
                     for (pair, sums) in pairs.clone().zip(sums.chunks_exact_mut(n_streams)) {
                         let lines = &self.lines[pair * pair_lines..][..pair_lines];
                         let tokens =
@@ -260,32 +266,20 @@ impl Work<'_> {
                                 has_sums[idx] = true;
                             }
                         }
+                        if !is_last {
+                            continue;
+                        }
                         match (self.dropped, self.product.over, &mut *sums) {
                             (Some(dropped), Over::Columns, [first, second]) => {
-                                let entries = dropped.entries(pair).rows(chunk_idx);
                                 // SAFETY: the instructions are there (`multiply_many`).
-                                unsafe {
-                                    vectors::step_entries(entries, weight, start > 0, second);
-                                    if is_last {
-                                        layout::keep_rest(first, second, dropped.kept);
-                                    }
-                                }
+                                unsafe { layout::keep_rest(first, second, dropped.kept) }
                                 has_sums[1] = true;
                             }
                             (Some(dropped), Over::Rows, [first, _]) => {
-                                let bits = dropped.bits(pair, 2 * unit + half);
-                                // SAFETY: the instructions are there (`multiply_many`).
-                                let n = unsafe { vectors::step_elements(tokens(1), columns, bits, elements) };
-                                let done;
-                                (done, elements) = std::mem::take(&mut elements).split_at_mut(n);
-                                if is_last {
-                                    layout::put_elements(done, bits, first);
-                                }
+                                let n = layout::put_elements(summed, dropped.bits(pair, group), first);
+                                summed = &summed[n..];
                             }
                             _ => {}
-                        }
-                        if !is_last {
-                            continue;
                         }
                         for ((stream, sums), has_sums) in self.product.streams.iter().zip(&mut *sums).zip(has_sums) {
                             if stream.has_low_rank {
@@ -301,9 +295,53 @@ impl Work<'_> {
         }
     }
 
+    /// Adds the products of a unit with the dropped elements of a chunk to the second stream's sums, over columns.
+    fn add_entries(&self, weight: &[Line], pairs: Range<usize>, chunk: usize, sums: &mut [Sums]) {
+        let Some(dropped) = self.dropped.filter(|_| self.product.over == Over::Columns) else { return };
+        let (left, right) = sums.split_at_mut(sums.len() / 2);
+        let both = left.as_chunks_mut::<2>().0.iter_mut().zip(right.as_chunks_mut::<2>().0);
+        for (pair, ([_, left], [_, right])) in pairs.zip(both) {
+            let entries = dropped.entries(pair).rows(chunk);
+            // SAFETY: the instructions are there (`multiply_many`).
+            unsafe { vectors::step_entries(entries, weight, chunk > 0, [left, right]) }
+        }
+    }
+
+    /// Where a product over rows sums elements one by one.
+    fn with_elements(&self) -> Option<&Dropped> {
+        self.dropped.filter(|_| self.product.over == Over::Rows)
+    }
+
+    /// Adds the products of half a unit, as [`layout::turn_columns`] gives it, with a chunk to the sums of the dropped
+    /// elements. Says how many they are.
+    fn add_elements(
+        &self,
+        columns: &[Line],
+        pairs: Range<usize>,
+        group: usize,
+        chunk: Range<usize>,
+        elements: &mut [[f32; 4]],
+    ) -> usize {
+        let Some(dropped) = self.with_elements() else { return 0 };
+        let mut n = 0;
+        for pair in pairs {
+            // The second factor, that without a scale.
+            let lines = &self.lines[pair * self.pair_lines() + self.depth * PAIR_LINES..];
+            let tokens = &lines[chunk.start * PAIR_LINES..chunk.end * PAIR_LINES];
+            // SAFETY: the instructions are there (`multiply_many`).
+            n += unsafe { vectors::step_elements(tokens, columns, dropped.bits(pair, group), &mut elements[n..]) };
+        }
+        n
+    }
+
+    /// Lines of 32 rows of tokens.
+    fn pair_lines(&self) -> usize {
+        self.low_line + self.low_depth * PAIR_LINES
+    }
+
     /// The elements of a part of the result that are summed one by one.
     fn count_elements(&self, pairs: Range<usize>, units: Range<usize>) -> usize {
-        let Some(dropped) = self.dropped.filter(|_| self.product.over == Over::Rows) else { return 0 };
+        let Some(dropped) = self.with_elements() else { return 0 };
         let groups = pairs.flat_map(|pair| (2 * units.start..2 * units.end).map(move |group| (pair, group)));
         groups.flat_map(|(pair, group)| dropped.bits(pair, group)).map(|bits| bits.count_ones() as usize).sum()
     }

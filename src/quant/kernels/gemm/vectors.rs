@@ -39,34 +39,43 @@ pub fn step(a: &[Line], b: &[Line], adds: bool, sums: &mut Sums) {
     }
 }
 
-/// As [`step`], for a left operand of few elements: the entries of each of 32 rows.
+/// As two of [`step`], for a left operand of few elements, the entries of each of 32 rows. `b` is one right operand after the
+/// other.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-pub fn step_entries<'a>(rows: impl Iterator<Item = &'a [Entry]>, b: &[Line], adds: bool, sums: &mut Sums) {
+pub fn step_entries<'a>(rows: impl Iterator<Item = &'a [Entry]>, b: &[Line], adds: bool, sums: [&mut Sums; 2]) {
+    let zero = [_mm512_setzero_ps(); 4];
+    let [first, second] = sums;
+    let (b, other) = b.split_at(b.len() / 2);
     for (row, entries) in rows.enumerate() {
-        let [left, right] = &mut sums.0.as_chunks_mut::<2>().0[row / SIDE];
-        let (left, right) = (&mut left[row % SIDE], &mut right[row % SIDE]);
-        let mut first = match adds {
-            true => [load(left), load(right)],
-            false => [_mm512_setzero_ps(); 2],
+        let (tile, row) = (2 * (row / SIDE), row % SIDE);
+        let mut even = match adds {
+            true => {
+                [&first.0[tile], &first.0[tile + 1], &second.0[tile], &second.0[tile + 1]].map(|tile| load(&tile[row]))
+            }
+            false => zero,
         };
-        // Every other entry has sums of its own, so that one product need not wait for the last.
-        let mut second = [_mm512_setzero_ps(); 2];
-        let add = |entry: &Entry, sums: &mut [__m512; 2]| {
-            let lines = &b[entry.line as usize..][..SIDE + 1];
+        // Every other entry has sums of its own, so that a product need not wait for the last one.
+        let mut odd = zero;
+        let add = |entry: &Entry, sums: &mut [__m512; 4]| {
+            let (b, other) = (&b[entry.line as usize..][..SIDE + 1], &other[entry.line as usize..][..SIDE + 1]);
             let twice = same(_mm512_set1_epi32(entry.values as i32));
             *sums = [
-                _mm512_dpbf16_ps(sums[0], twice, bits(&lines[0])),
-                _mm512_dpbf16_ps(sums[1], twice, bits(&lines[SIDE])),
+                _mm512_dpbf16_ps(sums[0], twice, bits(&b[0])),
+                _mm512_dpbf16_ps(sums[1], twice, bits(&b[SIDE])),
+                _mm512_dpbf16_ps(sums[2], twice, bits(&other[0])),
+                _mm512_dpbf16_ps(sums[3], twice, bits(&other[SIDE])),
             ];
         };
-        let (pairs, last) = entries.as_chunks::<2>();
-        for [a, b] in pairs {
-            add(a, &mut first);
-            add(b, &mut second);
+        let (twos, last) = entries.as_chunks::<2>();
+        for [a, b] in twos {
+            add(a, &mut even);
+            add(b, &mut odd);
         }
-        last.iter().for_each(|entry| add(entry, &mut first));
-        store(_mm512_add_ps(first[0], second[0]), left);
-        store(_mm512_add_ps(first[1], second[1]), right);
+        last.iter().for_each(|entry| add(entry, &mut even));
+        store(_mm512_add_ps(even[0], odd[0]), &mut first.0[tile][row]);
+        store(_mm512_add_ps(even[1], odd[1]), &mut first.0[tile + 1][row]);
+        store(_mm512_add_ps(even[2], odd[2]), &mut second.0[tile][row]);
+        store(_mm512_add_ps(even[3], odd[3]), &mut second.0[tile + 1][row]);
     }
 }
 
@@ -75,6 +84,7 @@ pub fn step_entries<'a>(rows: impl Iterator<Item = &'a [Entry]>, b: &[Line], add
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 pub fn step_elements(a: &[Line], columns: &[Line], bits: &[u32; PAIR_ROWS], sums: &mut [[f32; 4]]) -> usize {
     let a = a.as_chunks::<PAIR_LINES>().0;
+    let (twos, last) = a.as_chunks::<2>();
     let mut n_sums = 0;
     for (row, &row_bits) in bits.iter().enumerate() {
         let mut row_bits = row_bits;
@@ -85,9 +95,16 @@ pub fn step_elements(a: &[Line], columns: &[Line], bits: &[u32; PAIR_ROWS], sums
             n_sums += 1;
             // SAFETY: four floats are there.
             let mut sums = _mm512_zextps128_ps512(unsafe { _mm_loadu_ps(sum.as_ptr()) });
-            for (a, column) in a.iter().zip(column) {
+            let mut others = _mm512_setzero_ps();
+            let (column_twos, column_last) = column.as_chunks::<2>();
+            for (a, column) in twos.iter().zip(column_twos) {
+                sums = _mm512_dpbf16_ps(sums, self::bits(&a[0][row]), self::bits(&column[0]));
+                others = _mm512_dpbf16_ps(others, self::bits(&a[1][row]), self::bits(&column[1]));
+            }
+            for (a, column) in last.iter().zip(column_last) {
                 sums = _mm512_dpbf16_ps(sums, self::bits(&a[row]), self::bits(column));
             }
+            let sums = _mm512_add_ps(sums, others);
             let upper = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(sums)));
             let half = _mm256_add_ps(_mm512_castps512_ps256(sums), upper);
             let parts = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps::<1>(half));
