@@ -161,8 +161,10 @@ fn lines_of(matrix: Thin<'_>, summed: usize, rank: usize) -> Vec<Line> {
         Thin::Rows(values) => {
             for (idx, row) in values.chunks_exact(summed).enumerate() {
                 let lines = &mut lines[idx / LANES * pairs..][..pairs];
-                for (line, two) in lines.iter_mut().zip(row.chunks(2)) {
-                    line.0[idx % LANES][..two.len()].copy_from_slice(two);
+                let (twos, last) = row.as_chunks::<2>();
+                lines.iter_mut().zip(twos).for_each(|(line, two)| line.0[idx % LANES] = *two);
+                if let ([last], Some(line)) = (last, lines.last_mut()) {
+                    line.0[idx % LANES][0] = *last;
                 }
             }
         }

@@ -148,6 +148,9 @@ pub fn pack_right(x: &[bf16], width: usize, out: &mut [Line]) {
 fn line(x: &[bf16], width: usize, row: usize, depth: usize) -> Line {
     let start = depth * DEPTH;
     let len = DEPTH.min(width.saturating_sub(start));
+    if let (DEPTH, Some(whole)) = (len, x.get(row * width + start..).and_then(<[bf16]>::first_chunk::<DEPTH>)) {
+        return Line(whole.map(bf16::to_bits));
+    }
     let mut line = Line::ZERO;
     if let Some(x) = x.get(row * width + start..row * width + start + len) {
         for (out, x) in line.0.iter_mut().zip(x) {
