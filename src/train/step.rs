@@ -123,7 +123,7 @@ pub enum Weigh<'a> {
 
 /// Memory for what is kept of all blocks beyond their inputs. It saves a third of the matrix products of a step; the
 /// result is the same with less.
-pub const KEEP_BYTES: usize = 512 << 20;
+pub const KEEP_BYTES: usize = 256 << 20;
 
 /// What the forward pass leaves for the backward pass, and where. The result is the same with either.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
