@@ -58,6 +58,14 @@ pub fn attend(step: &Step<'_>, room: usize, keys: &mut [bf16], values: &mut [bf1
     heads.with_min_len(at_least).for_each(|(idx, ((keys, values), out))| one(idx, keys, values, out));
 }
 
+/// Rotates a pair by an angle, every product and sum rounded.
+#[inline(always)]
+pub(super) fn rotated([a, b]: [bf16; 2], [cos, sin]: [bf16; 2]) -> [bf16; 2] {
+    let [a, b, cos, sin] = [a, b, cos, sin].map(|x| x.widen());
+    let first = narrow(narrow(a * cos).widen() - narrow(b * sin).widen());
+    [first, narrow(narrow(b * cos).widen() + narrow(a * sin).widen())]
+}
+
 for_each_processor! {
     /// Rotates one head, the first half with the second, every product and sum rounded.
     fn rotate(x: &[bf16], cos: &[bf16], sin: &[bf16], out: &mut [bf16]) {
@@ -65,9 +73,7 @@ for_each_processor! {
         let (first, second) = out.split_at_mut(cos.len());
         let pairs = a.iter().zip(b).zip(cos.iter().zip(sin));
         for (((a, b), (cos, sin)), (first, second)) in pairs.zip(first.iter_mut().zip(second)) {
-            let (a, b, cos, sin) = (a.widen(), b.widen(), cos.widen(), sin.widen());
-            *first = narrow(narrow(a * cos).widen() - narrow(b * sin).widen());
-            *second = narrow(narrow(b * cos).widen() + narrow(a * sin).widen());
+            [*first, *second] = rotated([*a, *b], [*cos, *sin]);
         }
     }
 }

@@ -36,9 +36,10 @@ fn values(scale: f32, rounding: Rounding) -> __m512i {
     _mm512_broadcast_i64x4(halves)
 }
 
+/// 32 values of bf16, as the products take them.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-fn pairs(bits: __m512i) -> __m512bh {
+pub fn as_bf16(bits: __m512i) -> __m512bh {
     // SAFETY: both types are 64 bytes without a rule on their bits.
     unsafe { std::mem::transmute(bits) }
 }
@@ -56,12 +57,12 @@ fn dot<const N: usize>(packed: &[u8], scales: &[f32], rounding: Rounding, x: &[b
             let bytes = packed.as_ptr().add(block * (BLOCK / 2));
             _mm_prefetch::<_MM_HINT_T0>(bytes.wrapping_add(AHEAD).cast());
             let bytes = _mm512_cvtepu8_epi16(_mm256_loadu_si256(bytes.cast()));
-            let high = pairs(_mm512_permutexvar_epi16(_mm512_srli_epi16::<4>(bytes), values));
-            let low = pairs(_mm512_permutexvar_epi16(bytes, values));
+            let high = as_bf16(_mm512_permutexvar_epi16(_mm512_srli_epi16::<4>(bytes), values));
+            let low = as_bf16(_mm512_permutexvar_epi16(bytes, values));
             for (row, sums) in sums.iter_mut().enumerate() {
                 let x = x.as_ptr().add(row * columns + block * BLOCK);
-                sums[0] = _mm512_dpbf16_ps(sums[0], high, pairs(_mm512_loadu_si512(x.cast())));
-                sums[1] = _mm512_dpbf16_ps(sums[1], low, pairs(_mm512_loadu_si512(x.add(32).cast())));
+                sums[0] = _mm512_dpbf16_ps(sums[0], high, as_bf16(_mm512_loadu_si512(x.cast())));
+                sums[1] = _mm512_dpbf16_ps(sums[1], low, as_bf16(_mm512_loadu_si512(x.add(32).cast())));
             }
         }
     };
@@ -95,8 +96,8 @@ fn dense(row: &[bf16], x: &[bf16]) -> f32 {
                 let at = start + 32 * part;
                 let weights = row.as_ptr().add(at);
                 _mm_prefetch::<_MM_HINT_T0>(weights.cast::<i8>().wrapping_add(AHEAD));
-                let weights = pairs(_mm512_loadu_si512(weights.cast()));
-                *sum = _mm512_dpbf16_ps(*sum, weights, pairs(_mm512_loadu_si512(x.as_ptr().add(at).cast())));
+                let weights = as_bf16(_mm512_loadu_si512(weights.cast()));
+                *sum = _mm512_dpbf16_ps(*sum, weights, as_bf16(_mm512_loadu_si512(x.as_ptr().add(at).cast())));
             }
         }
     }

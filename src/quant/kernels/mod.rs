@@ -25,9 +25,9 @@ macro_rules! multiply_row_by_dot {
 
 /// Makes a function of a loop that is compiled for AVX-512 too, and chosen by the processor.
 macro_rules! for_each_processor {
-    ($(#[$doc:meta])* fn $name:ident($($arg:ident: $kind:ty),* $(,)?) $body:block) => {
+    ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $kind:ty),* $(,)?) $body:block) => {
         $(#[$doc])*
-        fn $name($($arg: $kind),*) {
+        $vis fn $name($($arg: $kind),*) {
             #[inline(always)]
             fn portable($($arg: $kind),*) $body
             #[cfg(target_arch = "x86_64")]

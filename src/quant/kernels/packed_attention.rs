@@ -9,8 +9,9 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::Quantizable as _;
+use super::attention::rotated;
 use super::f32_products::{Left, PANEL, ROWS, Right, Sums, add_product, set_product};
-use super::rows::{exp, narrow};
+use super::rows::{exp, narrow, round_row};
 
 /// Queries of a tile, a multiple of [`ROWS`]: among 8 to 64 the fastest on records of a hundred and of some hundred tokens.
 const TILE: usize = 24;
@@ -78,7 +79,7 @@ pub fn attend(heads: &Heads<'_>, out: &mut [bf16]) {
             heads.weigh(tile, &queries, key_panels, &mut weights);
             tile.sum_over_keys(&weights, value_rows, width, &mut sums);
             for (out, sums) in outs.iter_mut().zip(sums.chunks_exact(width)) {
-                round(sums, &mut out[idx * head_dim..][..head_dim]);
+                round_row(sums, &mut out[idx * head_dim..][..head_dim]);
             }
         }
     });
@@ -148,7 +149,7 @@ pub fn attend_backward(heads: &Heads<'_>, grad: &[bf16], [grad_q, grad_k, grad_v
         }
         // The queries were scaled.
         rotate_back(sum_k, cos, sin, 1.0, out_k);
-        round(sum_v, out_v);
+        round_row(sum_v, out_v);
     });
 }
 
@@ -434,12 +435,6 @@ for_each_processor! {
 }
 
 for_each_processor! {
-    fn round(x: &[f32], out: &mut [bf16]) {
-        out.iter_mut().zip(x).for_each(|(out, x)| *out = narrow(*x));
-    }
-}
-
-for_each_processor! {
     fn add(x: &[f32], sums: &mut [f32]) {
         sums.iter_mut().zip(x).for_each(|(sum, x)| *sum += x);
     }
@@ -452,9 +447,7 @@ for_each_processor! {
         let (first, second) = out.split_at_mut(cos.len());
         let pairs = a.iter().zip(b).zip(cos.iter().zip(sin));
         for (((a, b), (cos, sin)), (first, second)) in pairs.zip(first.iter_mut().zip(second)) {
-            let (a, b, cos, sin) = (a.widen(), b.widen(), cos.widen(), sin.widen());
-            *first = narrow(narrow(a * cos).widen() - narrow(b * sin).widen()).widen() * scale;
-            *second = narrow(narrow(b * cos).widen() + narrow(a * sin).widen()).widen() * scale;
+            [*first, *second] = rotated([*a, *b], [*cos, *sin]).map(|x| x.widen() * scale);
         }
     }
 }

@@ -305,7 +305,7 @@ for_each_processor! {
 }
 
 for_each_processor! {
-    fn round_row(x: &[f32], out: &mut [bf16]) {
+    pub(super) fn round_row(x: &[f32], out: &mut [bf16]) {
         out.iter_mut().zip(x).for_each(|(out, x)| *out = narrow(*x));
     }
 }

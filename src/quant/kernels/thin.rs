@@ -9,6 +9,7 @@ use std::arch::x86_64::*;
 use half::bf16;
 use rayon::prelude::*;
 
+use super::avx512bf16::as_bf16;
 use super::rows::narrow;
 use super::{Isa, Quantizable};
 
@@ -194,12 +195,12 @@ fn inner_rows(x: &[bf16], summed: usize, lines: &[Line], sums: &mut [[f32; LANES
         for (sum, (pairs, _)) in registers.iter_mut().zip(&rows) {
             // SAFETY: every row has half of `summed` pairs, which `at` is below.
             let pair = unsafe { pairs.get_unchecked(at) };
-            *sum = _mm512_dpbf16_ps(*sum, same(_mm512_set1_epi32(bits(pair))), line);
+            *sum = _mm512_dpbf16_ps(*sum, as_bf16(_mm512_set1_epi32(bits(pair))), line);
         }
     }
     if let (1, Some(line)) = (summed % 2, lines.last()) {
         for (sum, (_, last)) in registers.iter_mut().zip(&rows) {
-            let twice = same(_mm512_set1_epi32(bits(&[last[0], bf16::ZERO])));
+            let twice = as_bf16(_mm512_set1_epi32(bits(&[last[0], bf16::ZERO])));
             *sum = _mm512_dpbf16_ps(*sum, twice, load(line));
         }
     }
@@ -229,9 +230,9 @@ fn outer_group<'a>(
     let mut rows = x.chunks_exact(width);
     for pairs in pairs {
         let (a, b) = (row_of(rows.next()), row_of(rows.next()));
-        let both = [same(_mm512_unpacklo_epi16(a, b)), same(_mm512_unpackhi_epi16(a, b))];
+        let both = [as_bf16(_mm512_unpacklo_epi16(a, b)), as_bf16(_mm512_unpackhi_epi16(a, b))];
         for (sums, pair) in registers.iter_mut().zip(pairs) {
-            let twice = same(_mm512_set1_epi32(bits(pair)));
+            let twice = as_bf16(_mm512_set1_epi32(bits(pair)));
             *sums = [_mm512_dpbf16_ps(sums[0], twice, both[0]), _mm512_dpbf16_ps(sums[1], twice, both[1])];
         }
     }
@@ -256,16 +257,9 @@ fn bits([a, b]: &[bf16; 2]) -> i32 {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-fn same(bits: __m512i) -> __m512bh {
-    // SAFETY: both types are 64 bytes without a rule on their bits.
-    unsafe { std::mem::transmute(bits) }
-}
-
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 fn load(line: &Line) -> __m512bh {
     // SAFETY: a line has 64 bytes at an address that divides by 64.
-    same(unsafe { _mm512_load_si512((&raw const *line).cast()) })
+    as_bf16(unsafe { _mm512_load_si512((&raw const *line).cast()) })
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 
 use std::arch::x86_64::*;
 
+use super::super::avx512::load_f32;
+use super::super::avx512bf16::as_bf16;
 use super::dropped::Entry;
 use super::layout::PAIR_ROWS;
 use super::step::{Line, PAIR_LINES, SIDE, Sums};
@@ -16,7 +18,7 @@ pub fn step(a: &[Line], b: &[Line], adds: bool, sums: &mut Sums) {
     for first in (0..2 * SIDE).step_by(ROWS) {
         let [left, right] = &mut sums.0.as_chunks_mut::<2>().0[first / SIDE];
         let start = first % SIDE;
-        let both = |left: &[f32; SIDE], right: &[f32; SIDE]| [load(left), load(right)];
+        let both = |left: &[f32; SIDE], right: &[f32; SIDE]| [load_f32(left), load_f32(right)];
         let mut rows: [[__m512; 2]; ROWS] = match adds {
             true => std::array::from_fn(|row| both(&left[start + row], &right[start + row])),
             false => [[_mm512_setzero_ps(); 2]; ROWS],
@@ -26,7 +28,7 @@ pub fn step(a: &[Line], b: &[Line], adds: bool, sums: &mut Sums) {
                 let columns = [bits(&b[pair]), bits(&b[SIDE + pair])];
                 for (row, sums) in rows.iter_mut().enumerate() {
                     let [low, high] = [0, 1].map(|idx| u32::from(a[first + row].0[2 * pair + idx]));
-                    let twice = same(_mm512_set1_epi32((low | high << 16) as i32));
+                    let twice = as_bf16(_mm512_set1_epi32((low | high << 16) as i32));
                     *sums =
                         [_mm512_dpbf16_ps(sums[0], twice, columns[0]), _mm512_dpbf16_ps(sums[1], twice, columns[1])];
                 }
@@ -49,16 +51,15 @@ pub fn step_entries<'a>(rows: impl Iterator<Item = &'a [Entry]>, b: &[Line], add
     for (row, entries) in rows.enumerate() {
         let (tile, row) = (2 * (row / SIDE), row % SIDE);
         let mut even = match adds {
-            true => {
-                [&first.0[tile], &first.0[tile + 1], &second.0[tile], &second.0[tile + 1]].map(|tile| load(&tile[row]))
-            }
+            true => [&first.0[tile], &first.0[tile + 1], &second.0[tile], &second.0[tile + 1]]
+                .map(|tile| load_f32(&tile[row])),
             false => zero,
         };
         // Every other entry has sums of its own, so that a product need not wait for the last one.
         let mut odd = zero;
         let add = |entry: &Entry, sums: &mut [__m512; 4]| {
             let (b, other) = (&b[entry.line as usize..][..SIDE + 1], &other[entry.line as usize..][..SIDE + 1]);
-            let twice = same(_mm512_set1_epi32(entry.values as i32));
+            let twice = as_bf16(_mm512_set1_epi32(entry.values as i32));
             *sums = [
                 _mm512_dpbf16_ps(sums[0], twice, bits(&b[0])),
                 _mm512_dpbf16_ps(sums[1], twice, bits(&b[SIDE])),
@@ -117,23 +118,9 @@ pub fn step_elements(a: &[Line], columns: &[Line], bits: &[u32; PAIR_ROWS], sums
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-fn same(bits: __m512i) -> __m512bh {
-    // SAFETY: both types are 64 bytes without a rule on their bits.
-    unsafe { std::mem::transmute(bits) }
-}
-
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 fn bits(line: &Line) -> __m512bh {
     // SAFETY: a line has 64 bytes at an address that divides by 64.
-    same(unsafe { _mm512_load_si512(line.0.as_ptr().cast()) })
-}
-
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-fn load(row: &[f32; SIDE]) -> __m512 {
-    // SAFETY: 16 floats are there.
-    unsafe { _mm512_loadu_ps(row.as_ptr()) }
+    as_bf16(unsafe { _mm512_load_si512(line.0.as_ptr().cast()) })
 }
 
 #[inline]
