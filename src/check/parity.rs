@@ -14,7 +14,9 @@ use crate::stop::Stop;
 use crate::tensor::{Placement, Rng};
 use crate::text::Tokens;
 use crate::train::objective::orpo;
-use crate::train::{AdamW, Batch, Gradients, PreferenceTokens, Weigh, backward, pack_preferences, pack_records};
+use crate::train::{
+    AdamW, Batch, Gradients, PreferenceTokens, Sharing, Weigh, backward, pack_preferences, pack_records,
+};
 
 const SEED: u64 = 20;
 const VOCAB: i64 = 515;
@@ -146,10 +148,13 @@ fn objectives() -> Vec<(&'static str, Batch, Weigh<'static>)> {
             rejected: ids(&mut rng, rejected),
         })
         .collect();
-    let (preferences, spans) = pack_preferences(&pairs, NllOn::All);
+    let (preferences, spans) = pack_preferences(&pairs, NllOn::All, Sharing::All);
     let by_logps: &'static dyn Fn(&Tensor) -> crate::train::Result<Tensor> =
         Box::leak(Box::new(move |logps: &Tensor| orpo::weigh(logps, &spans, 0.3, NllOn::All)));
-    vec![("SFT", pack_records(&records), Weigh::Uniform(0.01)), ("ORPO", preferences, Weigh::ByLogps(by_logps))]
+    vec![
+        ("SFT", pack_records(&records, Sharing::All), Weigh::Uniform(0.01)),
+        ("ORPO", preferences, Weigh::ByLogps(by_logps)),
+    ]
 }
 
 /// Log-probabilities of a batch's targets, and the gradients of the adapter's parameters on the CPU.

@@ -14,7 +14,7 @@ use crate::tensor::{Placement, Rng};
 use crate::text::Tokens;
 use crate::train::objective::orpo;
 use crate::train::{
-    Activations, AdamW, Gradients, PreferenceTokens, Weigh, backward_on_device, pack_preferences, pack_records,
+    Activations, AdamW, Gradients, PreferenceTokens, Sharing, Weigh, backward_on_device, pack_preferences, pack_records,
 };
 
 /// What is measured.
@@ -188,10 +188,10 @@ fn train(model: &mut Qwen2, case: Case, limits: Limits) -> Result<(usize, f64, u
         let pairs: Vec<PreferenceTokens> = (0..batch)
             .map(|_| PreferenceTokens { prompt: ids(len / 2), chosen: ids(len / 4), rejected: ids(len / 4) })
             .collect();
-        pack_preferences(&pairs, NllOn::All)
+        pack_preferences(&pairs, NllOn::All, Sharing::All)
     } else {
         let records: Vec<Tokens> = (0..batch).map(|_| Tokens::new(ids(len), vec![true; len])).collect();
-        (pack_records(&records), Vec::new())
+        (pack_records(&records, Sharing::All), Vec::new())
     };
     let by_logps = |logps: &Tensor| orpo::weigh(logps, &spans, 0.1, NllOn::All);
     let weigh = match case.is_orpo() {

@@ -16,7 +16,7 @@ use crate::model::Qwen2;
 use crate::stop::Stop;
 use crate::text::{Message, Tokenizer, Tokens};
 use crate::track::Console;
-use crate::train::{log_probabilities, pack_records};
+use crate::train::{Sharing, log_probabilities, pack_records};
 
 /// Records scored before their lines are written: what an interruption can cost.
 const WINDOW: usize = 128;
@@ -168,7 +168,7 @@ fn score(
         };
         let (batch, others) = rest.split_at(rest.iter().take_while(fits).count().max(1));
         rest = others;
-        let packed = pack_records(batch.iter().map(|&idx| &items[idx].tokens));
+        let packed = pack_records(batch.iter().map(|&idx| &items[idx].tokens), Sharing::All);
         let logprobs = log_probabilities(model, &packed)?;
         let mut logprobs = logprobs.as_slice();
         for &idx in batch {

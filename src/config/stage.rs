@@ -154,8 +154,8 @@ pub struct Data {
     pub validation: Option<PathBuf>,
     /// Whether every epoch has its own order; else that of the file. Default true.
     pub shuffle: bool,
-    /// Whether the records of a batch lie one after the other without padding; losses are the same. Default true
-    /// (TRL: false, and its packing mixes records).
+    /// Whether the records of a batch that begin alike share those tokens, which are then computed once; losses are the same, and
+    /// dropout draws one mask for them. Nothing is padded either way. Default true (TRL: false, and its packing mixes records).
     pub packing: bool,
 }
 

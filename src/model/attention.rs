@@ -3,10 +3,10 @@
 //! For bf16 on the CPU without a graph it has loops of its own, forward and backward. Everything else goes through libtorch's
 //! operations, which also are the oracle of the tests.
 
-use tch::{Kind, Tensor, with_grad};
+use tch::{Tensor, with_grad};
 
 use super::kv_cache::LayerCache;
-use super::packing::{Group, Groups, Packed};
+use super::packing::Packed;
 use super::rope::Rotation;
 use super::{Config, Result};
 use crate::quant::{PackedHeads, attend_packed, attend_packed_backward, rows};
@@ -50,7 +50,7 @@ impl<'a> Heads<'a> {
         let Self { head_dim, queries, keys, values, .. } = *self;
         let rotation = self.rotation.tables();
         let can_pass = rows::can_pass(&[queries, keys, values, rotation[0], rotation[1]]);
-        can_pass.then_some(PackedHeads { head_dim, parts: &packed.parts, queries, keys, values, rotation })
+        can_pass.then_some(PackedHeads { head_dim, segments: &packed.segments, queries, keys, values, rotation })
     }
 }
 
@@ -72,7 +72,7 @@ pub(super) fn attend(context: &mut Context<'_>, heads: &Heads<'_>) -> Result<Ten
         return Ok(attend_packed(&own)?);
     }
     let keys = rotated_keys.map_or_else(|| heads.rotated(heads.keys), Ok)?;
-    attend_rotated(packed, &heads.rotated(heads.queries)?, &keys, &heads.split(heads.values)?)
+    packed.sequences()?.attend(&heads.rotated(heads.queries)?, &keys, &heads.split(heads.values)?)
 }
 
 /// The result of attention to packed records, and what its backward pass needs.
@@ -115,72 +115,21 @@ impl<'a> Attended<'a> {
     }
 }
 
-/// Attends by libtorch's operations, with rotated queries `[tokens, heads, head_dim]`, keys and values
-/// `[tokens, kv_heads, head_dim]`. Gives `[tokens, heads * head_dim]`.
-pub(super) fn attend_rotated(packed: &Packed, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-    if let Some(fused) = &packed.fused {
-        return fused.attend(q, k, v);
-    }
-    let Groups { groups, unpack } = packed.groups()?;
-    let mut rows = Vec::with_capacity(groups.len());
-    for group in groups {
-        rows.push(attend_group(group, q, k, v)?);
-    }
-    let rows = if rows.len() == 1 { rows.swap_remove(0) } else { Tensor::f_cat(&rows, 0)? };
-    Ok(match unpack {
-        Some(unpack) => rows.f_index_select(0, unpack)?,
-        None => rows,
-    })
-}
-
-/// One group: `[n * len, heads * head_dim]`, padded rows included.
-fn attend_group(group: &Group, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-    let (_, heads, head_dim) = q.size3()?;
-    let kv_heads = k.size3()?.1;
-    let per_kv = heads / kv_heads;
-    let (n, len) = (group.n, group.len);
-    let kind = q.f_kind()?;
-    let gather = |x: &Tensor| -> Result<Tensor> {
-        Ok(match &group.gather {
-            Some(index) => x.f_index_select(0, index)?,
-            None => x.shallow_clone(),
-        })
-    };
-    // Heads that share keys become more query rows: keys are not repeated.
-    let q = gather(q)?.f_reshape([n, len, kv_heads, per_kv, head_dim])?.f_permute([0, 2, 3, 1, 4])?;
-    let q = q.f_reshape([n * kv_heads, per_kv * len, head_dim])?.f_to_kind(Kind::Float)?;
-    let k = gather(k)?.f_reshape([n, len, kv_heads, head_dim])?.f_permute([0, 2, 3, 1])?;
-    let k = k.f_reshape([n * kv_heads, head_dim, len])?.f_to_kind(Kind::Float)?;
-    let v = gather(v)?.f_reshape([n, len, kv_heads, head_dim])?.f_transpose(1, 2)?;
-    let v = v.f_reshape([n * kv_heads, len, head_dim])?;
-
-    let scores = q.f_mul_scalar(1.0 / (head_dim as f64).sqrt())?.f_bmm(&k)?;
-    let scores = scores.f_view([n, kv_heads, per_kv, len, len])?.f_add(&group.mask)?;
-    let weights = scores.f_softmax(-1, None)?.f_to_kind(kind)?.f_view([n * kv_heads, per_kv * len, len])?;
-    let out = weights.f_bmm(&v)?.f_view([n, kv_heads, per_kv, len, head_dim])?;
-    Ok(out.f_permute([0, 3, 1, 2, 4])?.f_reshape([n * len, heads * head_dim])?)
-}
-
 #[cfg(test)]
 mod tests {
-    use tch::Device;
+    use tch::{Device, Kind};
 
     use super::*;
-    use crate::model::packing::Segment;
     use crate::model::rope::Rope;
+    use crate::quant::Segment;
     use crate::tensor::{Placement, Rng};
 
     /// Our own loops beside libtorch's operations in f32, forward and backward.
     #[test]
     fn our_own_loops_attend_as_the_operations_do() {
-        let segments = [
-            Segment::plain(6),
-            Segment { len_trunk: 9, len_branches: vec![3, 40] },
-            Segment { len_trunk: 0, len_branches: vec![2, 5] },
-            Segment::plain(0),
-            Segment::plain(31),
-        ];
-        let (head_dim, n) = (16, segments.iter().map(Segment::len).sum::<usize>());
+        let segments = [(6, 0), (9, 0), (3, 1), (40, 1), (7, 2), (0, 0), (2, 1), (5, 1), (31, 0)];
+        let segments = segments.map(|(len, depth)| Segment { depth, len });
+        let (head_dim, n) = (16, segments.iter().map(|segment| segment.len).sum::<usize>());
         let packed = Packed::new(&vec![0; n], &segments, 1, Device::Cpu).unwrap();
         let rope = Rope::new(head_dim, 1e4, 100, Device::Cpu).unwrap();
         let mut rng = Rng::named(5, "attention");

@@ -4,7 +4,6 @@ mod attention;
 mod block;
 mod block_backward;
 mod config;
-mod fused;
 mod kv_cache;
 mod load;
 mod norm;
@@ -14,6 +13,7 @@ mod projection_backward;
 mod qwen2;
 mod rope;
 mod save;
+mod sequences;
 mod slots;
 mod weights;
 mod write;
@@ -23,11 +23,12 @@ pub use block_backward::{Keep, Kept};
 pub use config::Config;
 pub use kv_cache::KvCache;
 pub use load::{Quantization, add_adapter, attach_adapter, init, load, merge_in_place, new_adapter, noise, quantize};
-pub use packing::{MAX_GROUP_SCORES, Packed, Positions, Segment};
+pub use packing::{Packed, Positions};
 pub use projection::{Projection, Weight};
 pub use qwen2::{Head, Parameter, Qwen2};
 pub use rope::Rotation;
 pub use save::{save, save_configs};
+pub use sequences::MAX_GROUP_SCORES;
 pub use write::{
     EndTokens, WriteRequest, count_parameters, count_weights, estimate_bytes, init_folder, quantize_folder,
 };
@@ -38,6 +39,7 @@ use crate::adapter;
 use crate::diag::Diagnostic;
 use crate::fsio;
 use crate::quant;
+pub use crate::quant::Segment;
 use crate::stop::Stopped;
 use crate::tensor;
 

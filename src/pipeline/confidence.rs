@@ -7,7 +7,7 @@ use super::Error;
 use crate::model::Qwen2;
 use crate::stop::Stop;
 use crate::text::{Message, Tokenizer, Tokens};
-use crate::train::{log_probabilities, pack_records};
+use crate::train::{Sharing, log_probabilities, pack_records};
 
 /// Tokens that go through the model together.
 const BATCH_TOKENS: usize = 2048;
@@ -42,7 +42,7 @@ pub fn confidences(
         stop.check("weighing answers")?;
         let n_together = (BATCH_TOKENS / longest.len().max(1)).clamp(1, rest.len());
         let batch = rest.split_off(rest.len() - n_together);
-        let log_probs = log_probabilities(model, &pack_records(batch.iter().map(|(_, tokens)| *tokens)))?;
+        let log_probs = log_probabilities(model, &pack_records(batch.iter().map(|(_, tokens)| *tokens), Sharing::All))?;
         let mut log_probs = log_probs.as_slice();
         for (idx, tokens) in batch {
             let (own, others) = log_probs.split_at(tokens.n_targets().min(log_probs.len()));

@@ -25,7 +25,7 @@ pub struct Preview {
     pub n_targets: usize,
     /// Tokens of the longest record.
     pub longest: usize,
-    /// Tokens of the largest micro-batch that a shuffle can draw.
+    /// Tokens of the largest micro-batch that a shuffle can draw, those that all records share counted once.
     pub largest_batch: usize,
     /// Tokens of the validation records.
     pub n_validation_tokens: usize,
@@ -83,7 +83,7 @@ pub fn preview_stage(config: &StageConfig, base: &Path) -> Result<Preview, Error
         n_tokens,
         n_targets,
         longest: task.longest(),
-        largest_batch: order.iter().take(config.training.per_device_train_batch_size).map(|&idx| lengths[idx]).sum(),
+        largest_batch: largest_batch(config, &task, order.iter().map(|&idx| lengths[idx])),
         n_validation_tokens: validation_lengths.iter().sum(),
         records_per_step: config.training.per_device_train_batch_size * config.training.gradient_accumulation_steps,
         steps_per_epoch: length.steps_per_epoch,
@@ -92,6 +92,13 @@ pub fn preview_stage(config: &StageConfig, base: &Path) -> Result<Preview, Error
         example: example(&task, &tokenizer)?,
         by_length: order.iter().filter_map(|&idx| lines.get(idx).copied()).collect(),
     })
+}
+
+/// The tokens of a micro-batch of the longest records. What all records begin with is in it once, where it is shared.
+fn largest_batch(config: &StageConfig, task: &Task, longest_first: impl Iterator<Item = usize>) -> usize {
+    let lengths: Vec<usize> = longest_first.take(config.training.per_device_train_batch_size).collect();
+    let n_shared = if config.data.packing { task.len_common_beginning() } else { 0 };
+    lengths.iter().sum::<usize>() - n_shared * lengths.len().saturating_sub(1)
 }
 
 fn count(task: &Task) -> (usize, usize) {

@@ -18,7 +18,7 @@ use crate::tensor::Placement;
 use crate::text::Tokenizer;
 use crate::track::{Console, wandb};
 use crate::train::checkpoint::{self, Trained, save_trained};
-use crate::train::{self, Named, Observe, Outcome, Plan, Source, Task};
+use crate::train::{self, Named, Observe, Outcome, Plan, Sharing, Source, Task};
 
 /// A stage to be run.
 #[derive(Debug)]
@@ -136,6 +136,7 @@ fn train_stage(
     let answer = |model: &mut Qwen2| figures_of_answers(model, tokenizer, &questions, config, (console, stop));
     let plan = Plan {
         shuffle: config.data.shuffle,
+        sharing: if config.data.packing { Sharing::All } else { Sharing::Prompts },
         resume: request.resume,
         source: Source { file: Some(&config.data.train), lines: &data.lines, n_skipped: data.train.n_dropped },
         answer: if questions.is_empty() { None } else { Some(&answer) },

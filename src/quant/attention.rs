@@ -6,7 +6,7 @@
 use tch::Tensor;
 
 use super::kernels::packed_attention as kernels;
-pub use super::kernels::packed_attention::Part;
+pub use super::kernels::packed_attention::Segment;
 use super::{Error, Result};
 use crate::tensor::{as_slice, as_slice_mut};
 
@@ -15,7 +15,7 @@ use crate::tensor::{as_slice, as_slice_mut};
 pub struct PackedHeads<'a> {
     pub head_dim: i64,
     /// Who sees whom, `n` tokens in all.
-    pub parts: &'a [Part],
+    pub segments: &'a [Segment],
     /// `[n, heads * head_dim]`, not yet rotated.
     pub queries: &'a Tensor,
     /// `[n, kv_heads * head_dim]`, not yet rotated.
@@ -55,19 +55,19 @@ pub fn attend_packed_backward(heads: &PackedHeads<'_>, grad: &Tensor) -> Result<
 
 impl PackedHeads<'_> {
     fn as_rows(&self) -> Result<kernels::Heads<'_>> {
-        let Self { head_dim, parts, queries, keys, values, rotation: [cos, sin] } = *self;
+        let Self { head_dim, segments, queries, keys, values, rotation: [cos, sin] } = *self;
         let ((n, width), (n_keys, kv_width)) = (queries.size2()?, keys.size2()?);
         let is_dim = head_dim > 0 && head_dim % 2 == 0 && kv_width > 0 && kv_width % head_dim == 0;
         let is_shape = is_dim && width % kv_width == 0 && n_keys == n && values.size() == keys.size();
         let is_rotation = [cos, sin].iter().all(|x| x.numel() as i64 * 2 == n * head_dim);
-        if !is_shape || !is_rotation || parts.iter().map(|part| part.n_tokens()).sum::<usize>() as i64 != n {
+        if !is_shape || !is_rotation || segments.iter().map(|segment| segment.len).sum::<usize>() as i64 != n {
             return Err(Error::Rows(queries.size()));
         }
         Ok(kernels::Heads {
             head_dim: head_dim as usize,
             kv_heads: (kv_width / head_dim) as usize,
             per_kv: (width / kv_width) as usize,
-            parts,
+            segments,
             queries: as_slice(queries)?,
             keys: as_slice(keys)?,
             values: as_slice(values)?,
@@ -82,7 +82,6 @@ mod tests {
     use half::bf16;
     use tch::Kind;
 
-    use super::Part::{Branch, Root};
     use super::*;
     use crate::tensor::Rng;
 
@@ -92,7 +91,7 @@ mod tests {
 
     /// Inputs, and the gradient of the result.
     struct Drawn {
-        parts: Vec<Part>,
+        segments: Vec<Segment>,
         shape: [i64; 3],
         queries: Tensor,
         keys: Tensor,
@@ -103,14 +102,14 @@ mod tests {
     }
 
     impl Drawn {
-        fn new(parts: &[Part], [heads, kv_heads, dim]: [i64; 3]) -> Self {
-            let n = parts.iter().map(|part| part.n_tokens()).sum::<usize>() as i64;
+        fn new(segments: &[Segment], [heads, kv_heads, dim]: [i64; 3]) -> Self {
+            let n = segments.iter().map(|segment| segment.len).sum::<usize>() as i64;
             let mut rng = Rng::named(n as u64, "packed attention");
             let mut draw = |width: i64| rng.normal(&[n, width], 1.5).unwrap();
             let angles = draw(dim / 2).unsqueeze(1) * 3.0;
             let narrow = |x: Tensor| x.to_kind(Kind::BFloat16);
             Self {
-                parts: parts.to_vec(),
+                segments: segments.to_vec(),
                 shape: [heads, kv_heads, dim],
                 queries: narrow(draw(heads * dim)),
                 keys: narrow(draw(kv_heads * dim)),
@@ -124,7 +123,7 @@ mod tests {
         fn heads(&self) -> PackedHeads<'_> {
             PackedHeads {
                 head_dim: self.shape[2],
-                parts: &self.parts,
+                segments: &self.segments,
                 queries: &self.queries,
                 keys: &self.keys,
                 values: &self.values,
@@ -134,24 +133,24 @@ mod tests {
 
         /// `[n, n]`, 0 or minus infinity.
         fn mask(&self) -> Tensor {
-            let mut seen_by = Vec::new();
-            let (mut start, mut root) = (0, 0..0);
-            for part in &self.parts {
-                let own = start..start + part.n_tokens();
-                start = own.end;
-                if matches!(part, Root(_)) {
-                    root = own.clone();
-                }
-                seen_by.extend(own.clone().map(|query| (root.clone(), own.start..query + 1)));
-            }
-            let sees = |(root, own): &(std::ops::Range<usize>, std::ops::Range<usize>), key: usize| {
-                own.contains(&key) || (root.contains(&key) && key < own.start)
-            };
-            let mask: Vec<f64> = seen_by
+            let starts: Vec<usize> = self
+                .segments
                 .iter()
-                .flat_map(|seen| (0..start).map(move |key| if sees(seen, key) { 0.0 } else { f64::NEG_INFINITY }))
+                .scan(0, |end, segment| {
+                    *end += segment.len;
+                    Some(*end - segment.len)
+                })
                 .collect();
-            Tensor::from_slice(&mask).view([start as i64, start as i64])
+            let n = self.queries.size()[0] as usize;
+            let mut mask = vec![f64::NEG_INFINITY; n * n];
+            for (idx, followed) in Segment::followed(&self.segments).enumerate() {
+                let all = |number: &usize| starts[*number]..starts[*number] + self.segments[*number].len;
+                for query in all(&idx) {
+                    let seen = followed.iter().flat_map(all).chain(starts[idx]..query + 1);
+                    seen.for_each(|key| mask[query * n + key] = 0.0);
+                }
+            }
+            Tensor::from_slice(&mask).view([n as i64, n as i64])
         }
 
         /// `[n, heads, dim]` in f64.
@@ -189,8 +188,8 @@ mod tests {
     }
 
     /// The result and the gradients are those of the formula, with errors as large as the roundings of their terms allow.
-    fn check_formula(parts: &[Part], shape: [i64; 3]) {
-        let drawn = Drawn::new(parts, shape);
+    fn check_formula(segments: &[Segment], shape: [i64; 3]) {
+        let drawn = Drawn::new(segments, shape);
         let [heads, kv_heads, dim] = shape;
         let n = drawn.queries.size()[0];
         let (per_kv, scale) = (heads / kv_heads, 1.0 / (dim as f64).sqrt());
@@ -235,26 +234,45 @@ mod tests {
         }
     }
 
-    #[test]
-    fn attention_and_its_gradients_are_those_of_the_formula() {
-        check_formula(&[Root(1)], [2, 1, 8]);
-        check_formula(&[Root(7)], [4, 2, 8]);
-        check_formula(&[Root(3), Root(19), Root(1), Root(16), Root(17)], [6, 2, 10]);
-        // Longer than two tiles.
-        check_formula(&[Root(70)], [14, 2, 64]);
-        check_formula(&[Root(33), Root(50)], [3, 3, 128]);
+    /// Segments of these lengths and depths.
+    fn forest(segments: &[(usize, usize)]) -> Vec<Segment> {
+        segments.iter().map(|&(len, depth)| Segment { depth, len }).collect()
     }
 
     #[test]
-    fn branches_see_their_root_and_themselves() {
-        check_formula(&[Root(5), Branch(3), Branch(6)], [2, 2, 8]);
-        check_formula(&[Root(1), Branch(1), Branch(1), Root(4), Root(20), Branch(30), Branch(9)], [6, 2, 64]);
-        check_formula(&[Branch(5), Branch(4), Root(0), Branch(3), Root(2), Root(0)], [2, 1, 10]);
+    fn attention_and_its_gradients_are_those_of_the_formula() {
+        let check = |lens: &[usize], shape| {
+            check_formula(&lens.iter().copied().map(Segment::plain).collect::<Vec<_>>(), shape);
+        };
+        check(&[1], [2, 1, 8]);
+        check(&[7], [4, 2, 8]);
+        check(&[3, 19, 1, 16, 17], [6, 2, 10]);
+        // Longer than two tiles.
+        check(&[70], [14, 2, 64]);
+        check(&[33, 50], [3, 3, 128]);
+    }
+
+    #[test]
+    fn segments_see_what_they_follow_and_themselves() {
+        let check = |segments: &[(usize, usize)], shape| check_formula(&forest(segments), shape);
+        check(&[(5, 0), (3, 1), (6, 1)], [2, 2, 8]);
+        check(&[(1, 0), (1, 1), (1, 1), (4, 0), (20, 0), (30, 1), (9, 1)], [6, 2, 64]);
+        check(&[(18, 0), (7, 1), (3, 2), (33, 2), (40, 1), (1, 2), (2, 3), (26, 2), (5, 0), (4, 1)], [6, 2, 16]);
+        // Nothing to follow, and nothing in what is followed.
+        check(&[(5, 1), (4, 3), (0, 0), (3, 1), (2, 0), (0, 1), (6, 2), (0, 0)], [2, 1, 10]);
+    }
+
+    #[test]
+    fn a_segment_follows_the_last_of_each_smaller_depth() {
+        let followed: Vec<Vec<usize>> =
+            Segment::followed(&forest(&[(1, 1), (1, 0), (1, 1), (1, 2), (1, 1), (1, 5), (1, 0)])).collect();
+        let expected: [&[usize]; 7] = [&[], &[], &[1], &[1, 2], &[1], &[1, 4], &[]];
+        assert_eq!(followed, expected);
     }
 
     #[test]
     fn every_number_of_threads_gives_the_same_bytes() {
-        let drawn = Drawn::new(&[Root(40), Branch(37), Branch(2), Root(61)], [6, 2, 64]);
+        let drawn = Drawn::new(&forest(&[(40, 0), (37, 1), (20, 2), (2, 1), (61, 0)]), [6, 2, 64]);
         let heads = drawn.heads();
         let (rows, grad) = (heads.as_rows().unwrap(), as_slice::<bf16>(&drawn.grad).unwrap());
         let run = |n_threads: usize| {
@@ -275,12 +293,12 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_refused() {
-        let drawn = Drawn::new(&[Root(4), Branch(2)], [4, 2, 8]);
+        let drawn = Drawn::new(&forest(&[(4, 0), (2, 1)]), [4, 2, 8]);
         let heads = drawn.heads();
         let short = drawn.queries.narrow(0, 0, 5);
         let narrow = drawn.keys.narrow(1, 0, 8).contiguous();
         for broken in [
-            PackedHeads { parts: &[Root(5)], ..heads },
+            PackedHeads { segments: &[Segment::plain(5)], ..heads },
             PackedHeads { head_dim: 7, ..heads },
             PackedHeads { head_dim: 4, ..heads },
             PackedHeads { queries: &short, ..heads },

@@ -15,7 +15,7 @@ pub mod rows;
 pub mod thin;
 
 pub use absmax::{Absmax, DoubleQuantized};
-pub use attention::{PackedHeads, Part, attend_packed, attend_packed_backward};
+pub use attention::{PackedHeads, Segment, attend_packed, attend_packed_backward};
 pub use blockwise::DynamicCode;
 pub use bnb::{QUANT_STATE, is_stored, load, quantization_config, refuse_other_schemes, stored_tensors};
 pub use codebook::{NF4_CODE, dynamic_code};

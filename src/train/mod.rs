@@ -11,7 +11,7 @@ mod task;
 mod trainer;
 mod window;
 
-pub use batch::{Batch, PreferenceTokens, pack_preferences, pack_records};
+pub use batch::{Batch, PreferenceTokens, Sharing, pack_preferences, pack_records};
 pub use head::{CHUNK_ROWS, Scored, score};
 pub use optim::AdamW;
 pub use schedule::learning_rate_factor;

@@ -359,7 +359,7 @@ mod tests {
     use crate::model::{Config, init, new_adapter, quantize};
     use crate::tensor::{Placement, Rng};
     use crate::text::Tokens;
-    use crate::train::batch::{PreferenceTokens, pack_preferences, pack_records};
+    use crate::train::batch::{PreferenceTokens, Sharing, pack_preferences, pack_records};
 
     const PLACEMENT: Placement = Placement { device: Device::Cpu, dtype: Kind::Float };
 
@@ -484,27 +484,27 @@ mod tests {
 
     #[test]
     fn full_fine_tuning_gradients_are_those_of_one_graph() {
-        check(model(true, None), &pack_records(&records()));
-        check(model(false, None), &pack_records(&records()));
+        check(model(true, None), &pack_records(&records(), Sharing::All));
+        check(model(false, None), &pack_records(&records(), Sharing::All));
     }
 
     #[test]
     fn adapter_gradients_are_those_of_one_graph() {
-        check(model(true, Some(false)), &pack_records(&records()));
-        check(model(false, Some(true)), &pack_records(&records()));
+        check(model(true, Some(false)), &pack_records(&records(), Sharing::All));
+        check(model(false, Some(true)), &pack_records(&records(), Sharing::All));
     }
 
     #[test]
     fn gradients_under_dropout_are_those_of_one_graph() {
-        check(model_with(true, Some(false), 0.3, "all-linear"), &pack_records(&records()));
-        check(model_with(false, Some(true), 0.3, "all-linear"), &pack_records(&records()));
+        check(model_with(true, Some(false), 0.3, "all-linear"), &pack_records(&records(), Sharing::All));
+        check(model_with(false, Some(true), 0.3, "all-linear"), &pack_records(&records(), Sharing::All));
     }
 
     #[test]
     fn gradients_of_some_layers_are_those_of_one_graph() {
         for targets in [r".*\.(1|2)\..*(k_proj|down_proj)", r".*\.0\..*(gate_proj|o_proj)", r".*q_proj"] {
-            check(model_with(true, Some(true), 0.2, targets), &pack_records(&records()));
-            check(model_with(true, Some(false), 0.0, targets), &pack_records(&records()));
+            check(model_with(true, Some(true), 0.2, targets), &pack_records(&records(), Sharing::All));
+            check(model_with(true, Some(false), 0.0, targets), &pack_records(&records(), Sharing::All));
         }
     }
 
@@ -529,7 +529,7 @@ mod tests {
             rejected: ids(&mut rng, rejected),
         };
         let records = [record(5, 3, 6), record(9, 4, 2), record(5, 4, 4)];
-        let (shared, _) = pack_preferences(&records, NllOn::All);
+        let (shared, _) = pack_preferences(&records, NllOn::All, Sharing::All);
         check(model(true, Some(true)), &shared);
 
         let separate = |prompt: &[u32], answer: &[u32], with_prompt: bool| {
@@ -542,18 +542,57 @@ mod tests {
             .collect();
         let mut model = model(true, Some(true));
         let shared = log_probabilities(&mut model, &shared).unwrap();
-        let apart = log_probabilities(&mut model, &pack_records(&apart)).unwrap();
+        let apart = log_probabilities(&mut model, &pack_records(&apart, Sharing::All)).unwrap();
         assert_eq!(shared.len(), apart.len());
         assert!(shared.iter().zip(&apart).all(|(a, b)| (a - b).abs() < 1e-5));
+    }
+
+    #[test]
+    fn what_records_share_gives_the_figures_of_separate_records() {
+        let mut rng = Rng::named(10, "shared");
+        let (all, some) = (ids(&mut rng, 7), ids(&mut rng, 5));
+        let mut record = |begins: &[&[u32]], len: usize| {
+            let ids = [begins.concat(), ids(&mut rng, len)].concat();
+            // Some targets are shared.
+            let is_target = (0..ids.len()).map(|idx| idx == 3 || idx >= begins.concat().len()).collect();
+            Tokens::new(ids, is_target)
+        };
+        let records = [
+            record(&[&all, &some], 4),
+            record(&[], 6),
+            record(&[&all], 9),
+            record(&[&all, &some], 3),
+            record(&[&all, &some, &[60, 60, 60, 60]], 2),
+            record(&[&all, &some, &[60, 60, 60, 60]], 1),
+        ];
+        let pack = |sharing| pack_records(&records, sharing);
+        let (shared, apart) = (pack(Sharing::All), pack(Sharing::Prompts));
+        assert_eq!(apart.ids.len() - shared.ids.len(), 4 * 7 + 3 * 5 + 4);
+        for (use_dora, dropout) in [(None, 0.0), (Some(false), 0.0), (Some(true), 0.0), (Some(true), 0.3)] {
+            check(model_with(true, use_dora, dropout, "all-linear"), &shared);
+            let mut model = model_with(true, use_dora, 0.0, "all-linear");
+            let parameters = model.parameters();
+            let mut run = |batch: &Batch| {
+                let mut gradients = Gradients::new(&parameters);
+                let logps = backward(&mut model, &parameters, &mut gradients, batch, &Weigh::Uniform(0.1), 7).unwrap();
+                (logps, gradients)
+            };
+            let ((expected_logps, expected), (logps, found)) = (run(&apart), run(&shared));
+            assert_eq!(logps.len(), expected_logps.len());
+            assert!(logps.iter().zip(&expected_logps).all(|(a, b)| (a - b).abs() < 1e-5));
+            check_gradients(&parameters, &found, &expected.tensors.into_iter().flatten().collect::<Vec<_>>());
+        }
     }
 
     #[test]
     fn packed_records_score_as_they_do_alone() {
         let mut model = model(false, Some(true));
         let records = records();
-        let packed = log_probabilities(&mut model, &pack_records(&records)).unwrap();
-        let alone: Vec<f32> =
-            records.iter().flat_map(|r| log_probabilities(&mut model, &pack_records([r])).unwrap()).collect();
+        let packed = log_probabilities(&mut model, &pack_records(&records, Sharing::All)).unwrap();
+        let alone: Vec<f32> = records
+            .iter()
+            .flat_map(|r| log_probabilities(&mut model, &pack_records([r], Sharing::All)).unwrap())
+            .collect();
         assert!(packed.iter().zip(&alone).all(|(a, b)| (a - b).abs() < 1e-5));
     }
 }

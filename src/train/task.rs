@@ -3,7 +3,7 @@
 use tch::Tensor;
 
 use super::Result;
-use super::batch::{Batch, PreferenceSpans, PreferenceTokens, pack_preferences, pack_records};
+use super::batch::{Batch, PreferenceSpans, PreferenceTokens, Sharing, pack_preferences, pack_records};
 use super::objective::orpo;
 use super::step::{Activations, Gradients, Weigh, backward_on_device, log_probabilities};
 use super::window::Named;
@@ -34,6 +34,7 @@ pub(super) enum Accumulated {
 pub(super) struct Scored {
     /// Of each micro-batch, `[targets]` f32.
     pub logps: Vec<Tensor>,
+    /// Of the records, also where they share some.
     pub n_tokens: u64,
     /// Where the answers of each micro-batch are; none in SFT.
     spans: Vec<Vec<PreferenceSpans>>,
@@ -91,22 +92,38 @@ impl Task {
     pub fn longest(&self) -> usize {
         let longest = match self {
             Self::Sft { train, .. } => train.iter().map(Tokens::len).max(),
-            Self::Orpo { train, .. } => train.iter().map(|r| r.prompt.len() + r.chosen.len() + r.rejected.len()).max(),
+            Self::Orpo { train, .. } => train.iter().map(PreferenceTokens::len).max(),
         };
         longest.unwrap_or(0)
     }
 
     /// Tokens of each training record and of each validation record.
     pub fn lengths(&self) -> (Vec<usize>, Vec<usize>) {
-        let of_pairs = |pairs: &[PreferenceTokens]| {
-            pairs.iter().map(|r| r.prompt.len() + r.chosen.len() + r.rejected.len()).collect()
-        };
+        let of_pairs = |pairs: &[PreferenceTokens]| pairs.iter().map(PreferenceTokens::len).collect();
         match self {
             Self::Sft { train, validation } => {
                 (train.iter().map(Tokens::len).collect(), validation.iter().map(Tokens::len).collect())
             }
             Self::Orpo { train, validation, .. } => (of_pairs(train), of_pairs(validation)),
         }
+    }
+
+    /// Tokens of some training records.
+    fn n_tokens(&self, records: &[usize]) -> usize {
+        match self {
+            Self::Sft { train, .. } => records.iter().map(|&idx| train[idx].len()).sum(),
+            Self::Orpo { train, .. } => records.iter().map(|&idx| train[idx].len()).sum(),
+        }
+    }
+
+    /// Tokens that all training records begin with.
+    pub fn len_common_beginning(&self) -> usize {
+        let ids = |idx: usize| match self {
+            Self::Sft { train, .. } => &*train[idx].ids,
+            Self::Orpo { train, .. } => &*train[idx].prompt,
+        };
+        let common = |first: &[u32], other: &[u32]| first.iter().zip(other).take_while(|(a, b)| a == b).count();
+        (0..self.len()).map(|idx| common(ids(0), ids(idx))).min().unwrap_or(0)
     }
 
     /// A stable hash of the training records.
@@ -132,16 +149,17 @@ pub(super) fn accumulate(
     task: &Task,
     (parameters, gradients): (&[Parameter], &mut Gradients),
     micro_batches: &[&[usize]],
-    (seed, activations): (u64, Activations),
+    (sharing, seed, activations): (Sharing, u64, Activations),
     stop: &Stop,
 ) -> Result<Accumulated> {
     let mut scored = Scored { logps: Vec::new(), n_tokens: 0, spans: Vec::new() };
     let batches: Vec<Batch> = match task {
         Task::Sft { train, .. } => {
-            micro_batches.iter().map(|records| pack_records(records.iter().map(|&idx| &train[idx]))).collect()
+            let pack = |records: &&[usize]| pack_records(records.iter().map(|&idx| &train[idx]), sharing);
+            micro_batches.iter().map(pack).collect()
         }
         Task::Orpo { train, nll_on, .. } => {
-            let pack = |records: &&[usize]| pack_preferences(records.iter().map(|&idx| &train[idx]), *nll_on);
+            let pack = |records: &&[usize]| pack_preferences(records.iter().map(|&idx| &train[idx]), *nll_on, sharing);
             let (batches, spans) = micro_batches.iter().map(pack).unzip();
             scored.spans = spans;
             batches
@@ -149,7 +167,7 @@ pub(super) fn accumulate(
     };
     let n_targets = n_targets(batches.iter().map(|batch| batch.targets.len()));
     let share = 1.0 / micro_batches.len() as f64;
-    for (idx, batch) in batches.iter().enumerate() {
+    for (idx, (batch, records)) in batches.iter().zip(micro_batches).enumerate() {
         if stop.is_requested() {
             return Ok(Accumulated::Stopped);
         }
@@ -166,7 +184,7 @@ pub(super) fn accumulate(
         };
         let seed = seed.wrapping_add((idx as u64) << 32);
         scored.logps.push(backward_on_device(activations, model, (parameters, gradients), batch, &weigh, seed)?);
-        scored.n_tokens += batch.ids.len() as u64;
+        scored.n_tokens += task.n_tokens(records) as u64;
     }
     Ok(Accumulated::Done(scored))
 }
@@ -199,8 +217,8 @@ impl MeanFigures {
 pub(super) fn evaluate(
     model: &mut Qwen2,
     task: &Task,
-    batch_size: usize,
-    max_tokens: usize,
+    sharing: Sharing,
+    (batch_size, max_tokens): (usize, usize),
     stop: &Stop,
     done: impl Fn(u64),
 ) -> Result<Option<(f64, Named)>> {
@@ -220,7 +238,7 @@ pub(super) fn evaluate(
                 });
                 let (records, others) = rest.split_at(1 + more.count());
                 rest = others;
-                let batch = pack_records(records);
+                let batch = pack_records(records, sharing);
                 n_targets += batch.targets.len();
                 sum += log_probabilities(model, &batch)?.iter().map(|&logp| f64::from(logp)).sum::<f64>();
                 done(records.len() as u64);
@@ -233,12 +251,27 @@ pub(super) fn evaluate(
                 if stop.is_requested() {
                     return Ok(None);
                 }
-                let (batch, spans) = pack_preferences(records, *nll_on);
+                let (batch, spans) = pack_preferences(records, *nll_on, sharing);
                 let share = records.len() as f64 / validation.len() as f64;
                 mean.add(&log_probabilities(model, &batch)?, &spans, *beta, *nll_on, share);
                 done(records.len() as u64);
             }
             Ok(Some((mean.loss, mean.others)))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_common_beginning_is_that_of_all_records() {
+        let of = |records: &[&[u32]]| {
+            let record = |ids: &&[u32]| Tokens::new(ids.to_vec(), vec![true; ids.len()]);
+            Task::Sft { train: records.iter().map(record).collect(), validation: Vec::new() }.len_common_beginning()
+        };
+        assert_eq!(of(&[&[1, 2, 3, 4], &[1, 2, 3], &[1, 2, 5, 6]]), 2);
+        assert_eq!((of(&[&[1, 2], &[3]]), of(&[&[7, 8]]), of(&[])), (0, 2, 0));
     }
 }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tch::Tensor;
 
+use super::batch::Sharing;
 use super::checkpoint::{self, State, Trained};
 use super::optim::AdamW;
 use super::schedule::learning_rate_factor;
@@ -36,6 +37,7 @@ pub struct Plan<'a> {
     pub training: &'a Training,
     /// Whether each epoch has its own order.
     pub shuffle: bool,
+    pub sharing: Sharing,
     pub trained: Trained<'a>,
     /// Folder of checkpoints and `metrics.jsonl`.
     pub out: &'a Path,
@@ -78,6 +80,7 @@ impl<'a> Plan<'a> {
             task,
             training,
             shuffle: true,
+            sharing: Sharing::All,
             trained,
             out,
             resume: false,
@@ -260,8 +263,8 @@ impl Run<'_> {
         let activations =
             Activations { checkpointing: training.gradient_checkpointing, offloading: training.activation_offloading };
         let trained = (self.parameters.as_slice(), &mut self.gradients);
-        let accumulated =
-            accumulate(self.model, self.plan.task, trained, &micro_batches, (seed, activations), self.stop)?;
+        let how = (self.plan.sharing, seed, activations);
+        let accumulated = accumulate(self.model, self.plan.task, trained, &micro_batches, how, self.stop)?;
         let Accumulated::Done(scored) = accumulated else { return Ok(false) };
         let micro_batches: Vec<Vec<usize>> = micro_batches.iter().map(|records| records.to_vec()).collect();
         let grad_norm = self.gradients.norm()?;
@@ -381,7 +384,7 @@ impl Run<'_> {
         let progress =
             self.console.passing_bar(&format!("{} evaluation", self.plan.name), self.plan.task.n_validation() as u64);
         let done = |n| progress.advance(n);
-        let found = evaluate(self.model, self.plan.task, batch_size, max_tokens, self.stop, done)?;
+        let found = evaluate(self.model, self.plan.task, self.plan.sharing, (batch_size, max_tokens), self.stop, done)?;
         progress.finish();
         let Some((loss, mut figures)) = found else { return Ok(false) };
         if !loss.is_finite() {
@@ -524,7 +527,8 @@ fn fingerprint(plan: &Plan<'_>, parameters: &[Parameter]) -> String {
         activation_offloading: false,
         ..plan.training.clone()
     };
-    let text = format!("{training:?}\n{}\n{objective}\n{:016x}\n{}", plan.shuffle, plan.task.hash(), shapes.join("\n"));
+    let (order, hash) = ((plan.shuffle, plan.sharing), plan.task.hash());
+    let text = format!("{training:?}\n{order:?}\n{objective}\n{hash:016x}\n{}", shapes.join("\n"));
     fsio::sha256_bytes(text.as_bytes())
 }
 

@@ -7,7 +7,7 @@ use axismapper::export::{MergeRequest, Onto, merge};
 use axismapper::model::{self, Quantization, Qwen2};
 use axismapper::stop::Stop;
 use axismapper::tensor::{Checkpoint, Placement};
-use axismapper::train::{Gradients, Weigh, backward, log_probabilities, pack_records};
+use axismapper::train::{Gradients, Sharing, Weigh, backward, log_probabilities, pack_records};
 use serde::Deserialize;
 use tch::{Kind, Tensor};
 
@@ -72,7 +72,7 @@ fn check_outputs(model: &mut Qwen2, name: &str) {
 
 fn check_gradients(model: &mut Qwen2, name: &str, expected: &Expected) {
     let records = golden::targets(&records("tied"));
-    let batch = pack_records(&records);
+    let batch = pack_records(&records, Sharing::All);
     assert_eq!(batch.targets.len(), expected.n_targets, "{name}");
     let parameters = model.parameters();
     let mut gradients = Gradients::new(&parameters);
@@ -98,7 +98,7 @@ fn check_bfloat16(name: &str, expected: &Bfloat16Errors) {
     let folder = format!("adapters/{name}");
     let mut model = golden::adapted_in(Placement { dtype: Kind::BFloat16, ..PLACEMENT }, &folder);
     let mut records = records("tied");
-    let batch = pack_records(&golden::targets(&records));
+    let batch = pack_records(&golden::targets(&records), Sharing::All);
     let parameters = model.parameters();
     let mut gradients = Gradients::new(&parameters);
     let weigh = Weigh::Uniform(1.0 / batch.targets.len() as f64);
@@ -112,7 +112,7 @@ fn check_bfloat16(name: &str, expected: &Bfloat16Errors) {
     assert!(error < 1.5 * expected.gradients, "{name}: gradients in bf16 are {error} off");
 
     records.iter_mut().for_each(|record| record.loss_mask.fill(1));
-    let logps = log_probabilities(&mut model, &pack_records(&golden::targets(&records))).unwrap();
+    let logps = log_probabilities(&mut model, &pack_records(&golden::targets(&records), Sharing::All)).unwrap();
     let exact = tensors(&format!("{folder}/expected.safetensors")).tensor("token_logprobs").unwrap();
     let error = (Tensor::from_slice(&logps) - exact).square().mean(Kind::Float).sqrt().double_value(&[]);
     assert!(error < 1.5 * expected.token_logprobs, "{name}: log-probabilities in bf16 are {error} off");

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use axismapper::adapter;
 use axismapper::config::NllOn;
 use axismapper::train::objective::orpo;
-use axismapper::train::{Gradients, PreferenceTokens, Weigh, backward, pack_preferences};
+use axismapper::train::{Gradients, PreferenceTokens, Sharing, Weigh, backward, pack_preferences};
 use serde::Deserialize;
 use tch::Tensor;
 
@@ -52,7 +52,7 @@ fn check(nll_on: NllOn, name: &str, n_batches: usize) {
                 rejected: rejected.clone(),
             })
             .collect();
-        let (batch, spans) = pack_preferences(&records, nll_on);
+        let (batch, spans) = pack_preferences(&records, nll_on, Sharing::All);
         let weigh = |logps: &Tensor| {
             let share = if idx < n_batches { 1.0 / n_batches as f64 } else { 0.0 };
             Ok(orpo::weigh(logps, &spans, expected.beta, nll_on)? * share)
@@ -96,7 +96,7 @@ fn the_odds_ratio_keeps_its_digits_near_certainty() {
     }
     let table: Columns = golden::figures("orpo/odds_ratio.json");
     let record = PreferenceTokens { prompt: vec![0], chosen: vec![0], rejected: vec![0] };
-    let (_, spans) = pack_preferences([&record], NllOn::Completion);
+    let (_, spans) = pack_preferences([&record], NllOn::Completion, Sharing::All);
     for (row, &log_odds) in table.log_odds.iter().enumerate() {
         let (chosen, rejected) = (table.chosen[row], table.rejected[row]);
         let name = format!("log-probabilities {chosen:e} and {rejected:e}");

@@ -10,7 +10,7 @@ use axismapper::stop::Stop;
 use axismapper::text::Tokens;
 use axismapper::track::Console;
 use axismapper::train::checkpoint::Trained;
-use axismapper::train::{Gradients, Plan, Task, Weigh, backward, learning_rate_factor, pack_records, run};
+use axismapper::train::{Gradients, Plan, Sharing, Task, Weigh, backward, learning_rate_factor, pack_records, run};
 use serde::Deserialize;
 
 use super::golden::{self, PLACEMENT, assert_gradients, assert_near, difference, fixture, records, tensors};
@@ -117,7 +117,7 @@ fn a_whole_model_trains_as_in_pytorch() {
 #[test]
 fn every_tensor_of_a_tied_model_has_the_gradient_of_pytorch() {
     let mut model = trainable();
-    let batch = pack_records(&golden::targets(&records("tied")[..4]));
+    let batch = pack_records(&golden::targets(&records("tied")[..4]), Sharing::All);
     let parameters = model.parameters();
     let mut gradients = Gradients::new(&parameters);
     let weigh = Weigh::Uniform(1.0 / batch.targets.len() as f64);

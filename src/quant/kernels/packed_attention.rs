@@ -5,6 +5,8 @@
 //! the weights again; no matrix of scores outlives a tile. Results do not depend on the number of threads.
 #![allow(unsafe_code)]
 
+use std::ops::Range;
+
 use half::bf16;
 use rayon::prelude::*;
 
@@ -19,20 +21,33 @@ const TILE: usize = 24;
 /// Rows of gradients that one task adds up.
 const SUM_ROWS: usize = 16;
 
-/// Tokens of a packed row that see each other, each those before it.
+/// Neighbouring tokens of a packed row. Each sees those before it in its segment, and all of the segments that this one follows.
+///
+/// Segments are a forest, depth first: one follows the last of each smaller depth before it. A record that shares nothing is one
+/// segment of depth 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
-    /// So many tokens that see themselves: a record, or what its branches share.
-    Root(usize),
-    /// So many tokens that also see the last root.
-    Branch(usize),
+pub struct Segment {
+    pub depth: usize,
+    /// Tokens.
+    pub len: usize,
 }
 
-impl Part {
-    pub fn n_tokens(self) -> usize {
-        match self {
-            Self::Root(len) | Self::Branch(len) => len,
-        }
+impl Segment {
+    /// One that follows no other.
+    pub fn plain(len: usize) -> Self {
+        Self { depth: 0, len }
+    }
+
+    /// For each segment the numbers of those that it follows, the first one first. A depth without a segment of the depth below it
+    /// counts as less.
+    pub fn followed(segments: &[Self]) -> impl Iterator<Item = Vec<usize>> {
+        let mut path: Vec<usize> = Vec::new();
+        segments.iter().enumerate().map(move |(idx, segment)| {
+            path.truncate(segment.depth);
+            let followed = path.clone();
+            path.push(idx);
+            followed
+        })
     }
 }
 
@@ -44,7 +59,7 @@ pub struct Heads<'a> {
     /// Query heads that share a key head.
     pub per_kv: usize,
     /// `n` tokens in all.
-    pub parts: &'a [Part],
+    pub segments: &'a [Segment],
     /// `[n, kv_heads * per_kv, head_dim]`, not yet rotated.
     pub queries: &'a [bf16],
     /// `[n, kv_heads, head_dim]`, not yet rotated.
@@ -63,7 +78,7 @@ pub fn attend(heads: &Heads<'_>, out: &mut [bf16]) {
     if out.is_empty() {
         return;
     }
-    let records = records(heads.parts);
+    let records = records(heads.segments);
     let laid_out = heads.lay_out(&records, &[Matrix::KeyPanels, Matrix::ValueRows]);
     let tiles: Vec<Tile<'_>> = records.iter().flat_map(Record::tiles).collect();
     let outs = by_column(out, kv_heads, per_kv * head_dim, tiles.iter().map(|tile| tile.len));
@@ -93,7 +108,7 @@ pub fn attend_backward(heads: &Heads<'_>, grad: &[bf16], [grad_q, grad_k, grad_v
     }
     let (n_heads, width, half) = (kv_heads * per_kv, heads.padded_dim(), head_dim / 2);
     let scale = heads.scale();
-    let records = records(heads.parts);
+    let records = records(heads.segments);
     let laid_out = heads.lay_out(&records, &[Matrix::KeyPanels, Matrix::KeyRows, Matrix::ValuePanels]);
     // For each query head the gradients of keys and values: they are added up in an order that does not depend on the threads.
     let sizes = records.iter().flat_map(|record| std::iter::repeat_n(2 * record.len_padded * width, n_heads));
@@ -153,7 +168,7 @@ pub fn attend_backward(heads: &Heads<'_>, grad: &[bf16], [grad_q, grad_k, grad_v
     });
 }
 
-/// Neighbouring tokens of a record that see those before them.
+/// A segment.
 #[derive(Debug)]
 struct Span {
     /// The first token's row.
@@ -161,9 +176,11 @@ struct Span {
     len: usize,
     /// Rows of the record before it, each span's a multiple of [`PANEL`].
     at: usize,
+    /// Those that it follows, by their numbers in the record.
+    followed: Vec<usize>,
 }
 
-/// A root and its branches.
+/// A segment that follows no other, and those that follow it.
 #[derive(Debug, Default)]
 struct Record {
     /// The first token's row.
@@ -173,7 +190,6 @@ struct Record {
     before: usize,
     /// Rows, each span's a multiple of [`PANEL`].
     len_padded: usize,
-    /// The root is the first.
     spans: Vec<Span>,
 }
 
@@ -182,8 +198,6 @@ struct Record {
 struct Tile<'a> {
     record: &'a Record,
     span: &'a Span,
-    /// What its queries see all of.
-    root: Option<&'a Span>,
     /// Tokens of the span before it.
     first: usize,
     len: usize,
@@ -199,32 +213,32 @@ struct Stretch {
     len: usize,
 }
 
-fn records(parts: &[Part]) -> Vec<Record> {
+fn records(segments: &[Segment]) -> Vec<Record> {
     let mut records: Vec<Record> = Vec::new();
-    let (mut row, mut before) = (0, 0);
-    // Branches before all roots have one without tokens.
-    for part in [Part::Root(0)].iter().chain(parts) {
-        if matches!(part, Part::Root(_)) {
+    let (mut row, mut before, mut first) = (0, 0, 0);
+    for (idx, (segment, followed)) in segments.iter().zip(Segment::followed(segments)).enumerate() {
+        if followed.is_empty() {
             before += records.last().map_or(0, |record| record.len_padded);
+            first = idx;
             records.push(Record { row, before, ..Record::default() });
         }
         if let Some(record) = records.last_mut() {
-            record.spans.push(Span { row, len: part.n_tokens(), at: record.len_padded });
-            record.len += part.n_tokens();
-            record.len_padded += part.n_tokens().next_multiple_of(PANEL);
+            let followed = followed.into_iter().map(|number| number - first).collect();
+            record.spans.push(Span { row, len: segment.len, at: record.len_padded, followed });
+            record.len += segment.len;
+            record.len_padded += segment.len.next_multiple_of(PANEL);
         }
-        row += part.n_tokens();
+        row += segment.len;
     }
     records
 }
 
 impl Record {
     fn tiles(&self) -> impl Iterator<Item = Tile<'_>> {
-        self.spans.iter().enumerate().flat_map(move |(idx, span)| {
-            let root = self.spans.first().filter(|_| idx > 0);
+        self.spans.iter().flat_map(move |span| {
             (0..span.len).step_by(TILE).map(move |first| {
                 let len = TILE.min(span.len - first);
-                Tile { record: self, span, root, first, len }
+                Tile { record: self, span, first, len }
             })
         })
     }
@@ -246,24 +260,26 @@ impl Tile<'_> {
         self.len.next_multiple_of(ROWS)
     }
 
-    /// Keys that all its queries see.
-    fn root_columns(&self) -> usize {
-        self.root.map_or(0, |root| root.len.next_multiple_of(PANEL))
+    /// Columns of its scores for keys of its own span: the last ones.
+    fn own_columns(&self) -> usize {
+        (self.first + self.len).next_multiple_of(PANEL)
     }
 
     /// Columns of its scores.
     fn width(&self) -> usize {
-        self.root_columns() + (self.first + self.len).next_multiple_of(PANEL)
+        self.stretches().map(|stretch| stretch.columns).sum()
     }
 
-    /// The keys that its queries see.
+    /// The keys that its queries see: all of the spans that its own follows, and those of its own up to the last query.
     fn stretches(&self) -> impl Iterator<Item = Stretch> {
-        let stretch = |column: usize, span: &Span, len: usize| {
+        let followed = self.span.followed.iter().map(|&number| &self.record.spans[number]);
+        let seen = followed.map(|span| (span.at, span.len)).filter(|&(_, len)| len > 0);
+        let mut column = 0;
+        seen.chain([(self.span.at, self.first + self.len)]).map(move |(at, len)| {
             let columns = len.next_multiple_of(PANEL);
-            Stretch { column, columns, at: span.at, len }
-        };
-        let root = self.root.filter(|root| root.len > 0).map(|root| stretch(0, root, root.len));
-        root.into_iter().chain([stretch(self.root_columns(), self.span, self.first + self.len)])
+            column += columns;
+            Stretch { column: column - columns, columns, at, len }
+        })
     }
 
     /// Sets `scores` `[rows, width()]` to the product of `[rows, width]` over its first `depth` columns with the panels.
@@ -380,10 +396,13 @@ impl Heads<'_> {
     /// How much the queries of a tile weigh each key, `[rows, width()]`.
     fn weigh(&self, tile: &Tile<'_>, queries: &[f32], key_panels: &[f32], weights: &mut [f32]) {
         tile.sum_over_width(queries, key_panels, self.padded_dim(), self.head_dim, weights);
-        let width = tile.width();
-        let root_len = tile.root.map_or(0, |root| root.len);
-        for (idx, weights) in weights.chunks_exact_mut(width).take(tile.len).enumerate() {
-            softmax(weights, root_len, tile.root_columns(), tile.first + idx + 1);
+        let unseen = |stretch: Stretch| stretch.column + stretch.len..stretch.column + stretch.columns;
+        let mut unseen: Vec<Range<usize>> = tile.stretches().map(unseen).collect();
+        for (idx, weights) in weights.chunks_exact_mut(tile.width()).take(tile.len).enumerate() {
+            if let Some(own) = unseen.last_mut() {
+                own.start = weights.len() - tile.own_columns() + tile.first + idx + 1;
+            }
+            softmax(weights, &unseen);
         }
     }
 }
@@ -467,11 +486,9 @@ for_each_processor! {
 }
 
 for_each_processor! {
-    /// Softmax over the first `root_len` scores and `own_len` from `root_columns` on; the others weigh nothing.
-    fn softmax(scores: &mut [f32], root_len: usize, root_columns: usize, own_len: usize) {
-        let (root, own) = scores.split_at_mut(root_columns);
-        root[root_len..].fill(f32::NEG_INFINITY);
-        own[own_len..].fill(f32::NEG_INFINITY);
+    /// Softmax over all scores but those `unseen`, which weigh nothing.
+    fn softmax(scores: &mut [f32], unseen: &[Range<usize>]) {
+        unseen.iter().for_each(|range| scores[range.clone()].fill(f32::NEG_INFINITY));
         let lanes = scores.as_chunks_mut::<PANEL>().0;
         let mut largest = [f32::NEG_INFINITY; PANEL];
         for scores in &*lanes {
@@ -485,9 +502,7 @@ for_each_processor! {
                 *total += *score;
             }
         }
-        let (root, own) = scores.split_at_mut(root_columns);
-        root[root_len..].fill(0.0);
-        own[own_len..].fill(0.0);
+        unseen.iter().for_each(|range| scores[range.clone()].fill(0.0));
         let factor = 1.0 / joined(totals, |a, b| a + b);
         scores.iter_mut().for_each(|score| *score *= factor);
     }

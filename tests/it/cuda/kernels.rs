@@ -7,7 +7,7 @@ use axismapper::model::{Packed, Parameter, Projection, Qwen2, Segment, Weight, i
 use axismapper::quant::cuda::{Adam, Kernels};
 use axismapper::quant::{Absmax, Nf4};
 use axismapper::tensor::{Placement, Rng, as_slice};
-use axismapper::train::{AdamW, Gradients, Weigh, backward, pack_records};
+use axismapper::train::{AdamW, Gradients, Sharing, Weigh, backward, pack_records};
 use tch::{Device, Kind, Tensor};
 
 use super::{build_library, folder};
@@ -257,7 +257,7 @@ fn model(kernels: Option<&Arc<Kernels>>) -> Qwen2 {
 fn a_model_on_the_kernels_trains_and_decodes_as_on_the_cpu() {
     let kernels = kernels();
     let record = |ids: &[u32]| axismapper::text::Tokens::new(ids.to_vec(), vec![true; ids.len()]);
-    let batch = pack_records(&[record(&[3, 1, 4, 1, 5, 9, 2, 6]), record(&[53, 58, 9])]);
+    let batch = pack_records(&[record(&[3, 1, 4, 1, 5, 9, 2, 6]), record(&[53, 58, 9])], Sharing::All);
     let run = |model: &mut Qwen2| {
         let parameters = model.parameters();
         let mut gradients = Gradients::new(&parameters);
