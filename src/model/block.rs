@@ -5,10 +5,49 @@ use tch::Tensor;
 use super::attention::{Context, Heads, attend};
 use super::kv_cache::{LayerCache, Step};
 use super::norm::rms_norm;
+use super::packing::Packed;
 use super::projection::{Projection, Weight, Workspace, decode_each};
 use super::rope::Rotation;
 use super::{Config, Result};
 use crate::quant::rows;
+
+/// What a block is applied to beside its input.
+#[derive(Clone, Copy, Debug)]
+pub struct Pass<'a> {
+    pub rotation: &'a Rotation,
+    pub packed: &'a Packed,
+    /// Turns dropout on; the same seed drops the same elements.
+    pub dropout_seed: Option<u64>,
+    /// The rows of the result that are wanted, `[m]` i64, none twice: it has only those, and work for the others ends with their
+    /// keys and values. `None`: all.
+    pub wanted: Option<&'a Tensor>,
+}
+
+impl Pass<'_> {
+    /// The wanted rows of `x`.
+    pub(super) fn pick(&self, x: &Tensor) -> Result<Tensor> {
+        pick(x, self.wanted)
+    }
+
+    /// The reverse of [`Pass::pick`]: `n` rows, those that are not wanted zero.
+    pub(super) fn spread(&self, x: &Tensor, n: i64) -> Result<Tensor> {
+        Ok(match self.wanted {
+            Some(rows) => {
+                let zeros = Tensor::f_zeros([n, x.size2()?.1], (x.f_kind()?, x.device()))?;
+                zeros.f_index_copy(0, rows, x)?
+            }
+            None => x.shallow_clone(),
+        })
+    }
+}
+
+/// Some rows of `x`, or all.
+fn pick(x: &Tensor, wanted: Option<&Tensor>) -> Result<Tensor> {
+    Ok(match wanted {
+        Some(rows) => x.f_index_select(0, rows)?,
+        None => x.shallow_clone(),
+    })
+}
 
 /// A decoder block. Its projections are in the order of [`Config::projections`].
 #[derive(Debug)]
@@ -21,14 +60,13 @@ pub struct Block {
 }
 
 impl Block {
-    /// Applies the block to `x` `[tokens, hidden]`. A seed turns dropout on; the same seed drops the same elements.
+    /// Applies the block to `x` `[tokens, hidden]`. Dropout and what is wanted are as in [`Pass`].
     pub(super) fn forward(
         &mut self,
         config: &Config,
         x: &Tensor,
-        rotation: &Rotation,
-        context: &mut Context<'_>,
-        dropout_seed: Option<u64>,
+        (rotation, context): (&Rotation, &mut Context<'_>),
+        (dropout_seed, wanted): (Option<u64>, Option<&Tensor>),
         workspace: &mut Workspace,
     ) -> Result<Tensor> {
         let [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj] = &mut self.projections;
@@ -37,7 +75,7 @@ impl Block {
         let normed = rms_norm(x, &self.input_layernorm, config.rms_norm_eps)?;
         let [q, k, v] = [apply(q_proj, &normed)?, apply(k_proj, &normed)?, apply(v_proj, &normed)?];
         let attended = attend(context, &Heads::new(config, rotation, [&q, &k, &v]))?;
-        let x = x.f_add(&apply(o_proj, &attended)?)?;
+        let x = pick(x, wanted)?.f_add(&apply(o_proj, &pick(&attended, wanted)?)?)?;
 
         let normed = rms_norm(&x, &self.post_attention_layernorm, config.rms_norm_eps)?;
         let (gate, up) = (apply(gate_proj, &normed)?, apply(up_proj, &normed)?);

@@ -7,12 +7,10 @@
 use tch::{Device, Tensor, no_grad};
 
 use super::attention::{Attended, Context, Heads, attend};
-use super::block::{Block, gated};
+use super::block::{Block, Pass, gated};
 use super::norm::{rms_norm, rms_norm_backward};
-use super::packing::Packed;
 use super::projection::Workspace;
 use super::projection_backward::Part;
-use super::rope::Rotation;
 use super::{Config, Result};
 use crate::quant::rows;
 use crate::tensor::move_to;
@@ -44,19 +42,9 @@ pub enum Keep {
 pub struct Kept {
     /// `[tokens, hidden]`.
     input: Tensor,
-    /// After attention was added, `[tokens, hidden]`.
+    /// After attention was added, `[wanted, hidden]`.
     middle: Option<Tensor>,
     parts: [Option<Part>; 7],
-}
-
-/// What all blocks of a pass share.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Pass<'a> {
-    pub config: &'a Config,
-    pub rotation: &'a Rotation,
-    pub packed: &'a Packed,
-    /// Turns dropout on; the same seed drops the same elements.
-    pub dropout_seed: Option<u64>,
 }
 
 /// The MLP up to its last projection.
@@ -114,19 +102,21 @@ impl Block {
     /// Applies the block to `x` `[tokens, hidden]` without gradient, keeping everything that [`Kept`] can hold.
     pub(super) fn forward_keeping(
         &mut self,
+        config: &Config,
         x: &Tensor,
         pass: Pass<'_>,
         workspace: &mut Workspace,
     ) -> Result<(Tensor, Kept)> {
         no_grad(|| {
             let mut kept = Kept::input(x);
-            let (_, [q, k, v]) = self.heads(&mut kept, pass, workspace)?;
-            let attended =
-                attend(&mut Context::Packed(pass.packed), &Heads::new(pass.config, pass.rotation, [&q, &k, &v]))?;
+            let eps = config.rms_norm_eps;
+            let (_, [q, k, v]) = self.heads(&mut kept, eps, pass, workspace)?;
+            let attended = attend(&mut Context::Packed(pass.packed), &Heads::new(config, pass.rotation, [&q, &k, &v]))?;
             drop((q, k, v));
-            let middle = x.f_add(&self.part(&mut kept, O, &attended, pass, workspace)?)?;
+            let attended = pass.pick(&attended)?;
+            let middle = pass.pick(x)?.f_add(&self.part(&mut kept, O, &attended, pass, workspace)?)?;
             drop(attended);
-            let Mlp { inner, .. } = self.mlp(&mut kept, &middle, pass, workspace)?;
+            let Mlp { inner, .. } = self.mlp(&mut kept, &middle, eps, pass, workspace)?;
             let output = middle.f_add(&self.part(&mut kept, DOWN, &inner, pass, workspace)?)?;
             kept.middle = Some(middle);
             // They have been added to the stream.
@@ -143,6 +133,7 @@ impl Block {
     /// [`super::Qwen2::parameters`], from that of its output.
     pub(super) fn backward(
         &mut self,
+        config: &Config,
         mut kept: Kept,
         grad_output: &Tensor,
         wants_input: bool,
@@ -150,14 +141,15 @@ impl Block {
         workspace: &mut Workspace,
     ) -> Result<(Option<Tensor>, Vec<Tensor>)> {
         no_grad(|| {
-            let (eps, seed) = (pass.config.rms_norm_eps, pass.dropout_seed);
-            let (normed, [q, k, v]) = self.heads(&mut kept, pass, workspace)?;
-            let attended = Attended::new(pass.packed, &Heads::new(pass.config, pass.rotation, [&q, &k, &v]))?;
+            let (eps, seed) = (config.rms_norm_eps, pass.dropout_seed);
+            let (normed, [q, k, v]) = self.heads(&mut kept, eps, pass, workspace)?;
+            let attended = Attended::new(pass.packed, &Heads::new(config, pass.rotation, [&q, &k, &v]))?;
+            let attended_out = pass.pick(&attended.out)?;
             let middle = match kept.middle.take() {
                 Some(middle) => middle,
-                None => self.part(&mut kept, O, &attended.out, pass, workspace)?.f_add(&kept.input)?,
+                None => self.part(&mut kept, O, &attended_out, pass, workspace)?.f_add(&pass.pick(&kept.input)?)?,
             };
-            let mlp = self.mlp(&mut kept, &middle, pass, workspace)?;
+            let mlp = self.mlp(&mut kept, &middle, eps, pass, workspace)?;
 
             let mut gradients = [const { Vec::new() }; 7];
             let mut parts = kept.parts;
@@ -179,15 +171,19 @@ impl Block {
             let grad_middle =
                 rms_norm_backward(&middle, &self.post_attention_layernorm, eps, &grad_normed, grad_output)?;
 
-            let grad_attended = pull(&mut self.projections, O, &attended.out, &grad_middle, None)?;
-            let heads = attended.backward(&grad_attended)?;
-            drop((q, k, v, grad_attended));
+            let grad_attended = pull(&mut self.projections, O, &attended_out, &grad_middle, None)?;
+            let n = normed.size2()?.0;
+            let heads = attended.backward(&pass.spread(&grad_attended, n)?)?;
+            drop((q, k, v, grad_attended, attended_out));
             let mut grad_normed = None;
             for (idx, grad) in [Q, K, V].into_iter().zip(&heads) {
                 grad_normed = Some(pull(&mut self.projections, idx, &normed, grad, grad_normed)?);
             }
             let grad_input = match grad_normed.filter(|_| wants_input) {
-                Some(grad) => Some(rms_norm_backward(&kept.input, &self.input_layernorm, eps, &grad, &grad_middle)?),
+                Some(grad) => {
+                    let before = pass.spread(&grad_middle, n)?;
+                    Some(rms_norm_backward(&kept.input, &self.input_layernorm, eps, &grad, &before)?)
+                }
                 None => None,
             };
             Ok((grad_input, gradients.into_iter().flatten().collect()))
@@ -214,16 +210,29 @@ impl Block {
     }
 
     /// The normed input, and queries, keys and values before rotation, `[tokens, heads * head_dim]`.
-    fn heads(&mut self, kept: &mut Kept, pass: Pass<'_>, workspace: &mut Workspace) -> Result<(Tensor, [Tensor; 3])> {
-        let normed = rms_norm(&kept.input, &self.input_layernorm, pass.config.rms_norm_eps)?;
+    fn heads(
+        &mut self,
+        kept: &mut Kept,
+        eps: f64,
+        pass: Pass<'_>,
+        workspace: &mut Workspace,
+    ) -> Result<(Tensor, [Tensor; 3])> {
+        let normed = rms_norm(&kept.input, &self.input_layernorm, eps)?;
         let q = self.part(kept, Q, &normed, pass, workspace)?;
         let k = self.part(kept, K, &normed, pass, workspace)?;
         let v = self.part(kept, V, &normed, pass, workspace)?;
         Ok((normed, [q, k, v]))
     }
 
-    fn mlp(&mut self, kept: &mut Kept, middle: &Tensor, pass: Pass<'_>, workspace: &mut Workspace) -> Result<Mlp> {
-        let normed = rms_norm(middle, &self.post_attention_layernorm, pass.config.rms_norm_eps)?;
+    fn mlp(
+        &mut self,
+        kept: &mut Kept,
+        middle: &Tensor,
+        eps: f64,
+        pass: Pass<'_>,
+        workspace: &mut Workspace,
+    ) -> Result<Mlp> {
+        let normed = rms_norm(middle, &self.post_attention_layernorm, eps)?;
         let gate = self.part(kept, GATE, &normed, pass, workspace)?;
         let up = self.part(kept, UP, &normed, pass, workspace)?;
         let inner = gated(&gate, &up)?;

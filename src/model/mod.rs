@@ -18,7 +18,7 @@ mod slots;
 mod weights;
 mod write;
 
-pub use block::Block;
+pub use block::{Block, Pass};
 pub use block_backward::{Keep, Kept};
 pub use config::Config;
 pub use kv_cache::KvCache;

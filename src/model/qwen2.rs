@@ -3,8 +3,8 @@
 use tch::{Kind, Tensor, no_grad};
 
 use super::attention::Context;
-use super::block::Block;
-use super::block_backward::{Kept, Pass};
+use super::block::{Block, Pass};
+use super::block_backward::Kept;
 use super::kv_cache::KvCache;
 use super::norm::rms_norm;
 use super::packing::{Packed, Positions};
@@ -75,35 +75,20 @@ impl Qwen2 {
     }
 
     /// Applies one block to packed records, `x` `[tokens, hidden]`. With gradients on, the result has a graph.
-    /// A seed turns dropout on; the same seed drops the same elements.
     ///
     /// # Errors
     /// When shapes do not fit or memory is short.
-    pub fn run_block(
-        &mut self,
-        idx: usize,
-        x: &Tensor,
-        rotation: &Rotation,
-        packed: &Packed,
-        dropout_seed: Option<u64>,
-    ) -> Result<Tensor> {
-        self.visit(idx, x, rotation, &mut Context::Packed(packed), dropout_seed)
+    pub fn run_block(&mut self, idx: usize, x: &Tensor, pass: Pass<'_>) -> Result<Tensor> {
+        let how = (pass.dropout_seed, pass.wanted);
+        self.visit(idx, x, (pass.rotation, &mut Context::Packed(pass.packed)), how)
     }
 
     /// As [`Qwen2::run_block`] without gradient, keeping what [`Qwen2::block_backward`] can use.
     ///
     /// # Errors
     /// When shapes do not fit or memory is short.
-    pub fn run_block_keeping(
-        &mut self,
-        idx: usize,
-        x: &Tensor,
-        rotation: &Rotation,
-        packed: &Packed,
-        dropout_seed: Option<u64>,
-    ) -> Result<(Tensor, Kept)> {
-        let pass = Pass { config: &self.config, rotation, packed, dropout_seed };
-        self.blocks[idx].forward_keeping(x, pass, &mut self.workspace)
+    pub fn run_block_keeping(&mut self, idx: usize, x: &Tensor, pass: Pass<'_>) -> Result<(Tensor, Kept)> {
+        self.blocks[idx].forward_keeping(&self.config, x, pass, &mut self.workspace)
     }
 
     /// The gradients of a block's input, where `wants_input` says so, and of its adapters' parameters in the order of
@@ -118,11 +103,9 @@ impl Qwen2 {
         kept: Kept,
         grad_output: &Tensor,
         wants_input: bool,
-        (rotation, packed): (&Rotation, &Packed),
-        dropout_seed: Option<u64>,
+        pass: Pass<'_>,
     ) -> Result<(Option<Tensor>, Vec<Tensor>)> {
-        let pass = Pass { config: &self.config, rotation, packed, dropout_seed };
-        self.blocks[idx].backward(kept, grad_output, wants_input, pass, &mut self.workspace)
+        self.blocks[idx].backward(&self.config, kept, grad_output, wants_input, pass, &mut self.workspace)
     }
 
     /// Whether no dense weight is trained.
@@ -134,11 +117,10 @@ impl Qwen2 {
         &mut self,
         idx: usize,
         x: &Tensor,
-        rotation: &Rotation,
-        context: &mut Context<'_>,
-        dropout_seed: Option<u64>,
+        context: (&Rotation, &mut Context<'_>),
+        how: (Option<u64>, Option<&Tensor>),
     ) -> Result<Tensor> {
-        self.blocks[idx].forward(&self.config, x, rotation, context, dropout_seed, &mut self.workspace)
+        self.blocks[idx].forward(&self.config, x, context, how, &mut self.workspace)
     }
 
     /// The final norm, `[n, hidden]`.
@@ -154,11 +136,24 @@ impl Qwen2 {
     /// # Errors
     /// When memory is short.
     pub fn hidden_states(&mut self, packed: &Packed) -> Result<Tensor> {
+        self.hidden_states_of(packed, None)
+    }
+
+    /// As [`Qwen2::hidden_states`], of these rows only, `[m]` i64, none twice.
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub fn hidden_states_at(&mut self, packed: &Packed, rows: &Tensor) -> Result<Tensor> {
+        self.hidden_states_of(packed, Some(rows))
+    }
+
+    fn hidden_states_of(&mut self, packed: &Packed, rows: Option<&Tensor>) -> Result<Tensor> {
         no_grad(|| {
             let rotation = self.rotation(&packed.positions)?;
             let mut x = self.embed(&packed.ids)?;
             for idx in 0..self.blocks.len() {
-                x = self.run_block(idx, &x, &rotation, packed, None)?;
+                let wanted = rows.filter(|_| idx + 1 == self.blocks.len());
+                x = self.run_block(idx, &x, Pass { rotation: &rotation, packed, dropout_seed: None, wanted })?;
             }
             Ok(x)
         })
@@ -208,12 +203,6 @@ impl Qwen2 {
             cache.reserve(lens.len(), longest)?;
             let first = cache.lengths.len() as i64;
             let rotation = self.rotation(&packed.positions)?;
-            let mut x = self.embed(&packed.ids)?;
-            for idx in 0..self.blocks.len() {
-                let mut context = Context::Prefill { packed, lens, first, cache: &mut cache.layers[idx] };
-                x = self.visit(idx, &x, &rotation, &mut context, None)?;
-            }
-            cache.lengths.extend(lens);
             let last: Vec<i64> = lens
                 .iter()
                 .scan(0, |end, len| {
@@ -222,7 +211,14 @@ impl Qwen2 {
                 })
                 .collect();
             let last = Tensor::f_from_slice(&last)?.f_to_device(self.placement.device)?;
-            Ok(x.f_index_select(0, &last)?)
+            let mut x = self.embed(&packed.ids)?;
+            for idx in 0..self.blocks.len() {
+                let mut context = Context::Prefill { packed, lens, first, cache: &mut cache.layers[idx] };
+                let wanted = Some(&last).filter(|_| idx + 1 == self.blocks.len());
+                x = self.visit(idx, &x, (&rotation, &mut context), (None, wanted))?;
+            }
+            cache.lengths.extend(lens);
+            Ok(x)
         })
     }
 

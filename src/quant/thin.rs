@@ -140,4 +140,13 @@ mod tests {
             assert!(gradient_b(&x, &z, 1.0, Some(&draw([1, width + 1]).view([-1]).to_kind(Kind::Float))).is_err());
         }
     }
+
+    #[test]
+    fn no_rows_sum_to_zero() {
+        let [x, z] = [40, 5].map(|width| Tensor::empty([0, width], (Kind::BFloat16, Device::Cpu)));
+        if can_multiply(&[&x]) {
+            assert_eq!(gradient_a(&z, &x).unwrap(), Tensor::zeros([5, 40], (Kind::Float, Device::Cpu)));
+            assert_eq!(gradient_b(&x, &z, 1.0, None).unwrap(), Tensor::zeros([40, 5], (Kind::Float, Device::Cpu)));
+        }
+    }
 }

@@ -5,6 +5,7 @@ pub mod checkpoint;
 mod head;
 pub mod objective;
 mod optim;
+mod placed;
 mod schedule;
 mod step;
 mod task;

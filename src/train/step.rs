@@ -12,9 +12,10 @@ use tch::{Device, Kind, Tensor, no_grad, with_grad};
 
 use super::batch::Batch;
 use super::head::{score, score_and_weigh, score_with_gradient};
+use super::placed::Placed;
 use super::{Error, Result};
-use crate::model::{Keep, Kept, Packed, Parameter, Qwen2};
-use crate::tensor::{move_to, read, upload};
+use crate::model::{Keep, Kept, Parameter, Pass, Qwen2};
+use crate::tensor::{move_to, read};
 
 /// Accumulated gradients, f32, in the order of the parameters. `None` until a parameter has had one.
 #[derive(Debug)]
@@ -83,24 +84,6 @@ impl Gradients {
     }
 }
 
-/// The tensors of a micro-batch.
-struct Placed {
-    packed: Packed,
-    rows: Tensor,
-    targets: Tensor,
-}
-
-impl Placed {
-    fn new(model: &Qwen2, batch: &Batch) -> Result<Self> {
-        let device = model.placement.device;
-        Ok(Self {
-            packed: Packed::new(&batch.ids, &batch.segments, model.config.vocab_size, device)?,
-            rows: upload(&batch.rows, device)?,
-            targets: upload(&batch.targets, device)?,
-        })
-    }
-}
-
 /// Log-probabilities (nats) of a batch's targets, without dropout or gradient.
 ///
 /// # Errors
@@ -108,8 +91,10 @@ impl Placed {
 pub fn log_probabilities(model: &mut Qwen2, batch: &Batch) -> Result<Vec<f32>> {
     no_grad(|| {
         let placed = Placed::new(model, batch)?;
-        let hidden = model.hidden_states(&placed.packed)?.f_index_select(0, &placed.rows)?;
-        Ok(read(&score(model, &model.final_norm(&hidden)?, &placed.targets)?)?)
+        let hidden = model.hidden_states_at(&placed.packed, &placed.rows)?;
+        let normed = placed.of_pairs(&model.final_norm(&hidden)?)?;
+        let logps = score(model, &normed, &placed.targets)?;
+        Ok(read(&placed.of_targets(&logps)?)?)
     })
 }
 
@@ -230,10 +215,15 @@ fn backward_within(
     dropout_seed: u64,
 ) -> Result<Tensor> {
     let placed = Placed::new(model, batch)?;
-    let Placed { packed, rows, targets } = &placed;
-    let seed_of = |idx: usize| Some(dropout_seed.wrapping_add(idx as u64));
+    let Placed { packed, rows, targets, .. } = &placed;
     let n_blocks = model.blocks.len();
     let rotation = model.rotation(&packed.positions)?;
+    let pass_of = |idx: usize| Pass {
+        rotation: &rotation,
+        packed,
+        dropout_seed: Some(dropout_seed.wrapping_add(idx as u64)),
+        wanted: Some(rows).filter(|_| idx + 1 == n_blocks),
+    };
     let by_hand = model.trains_adapters_only();
     let mut saved = Vec::with_capacity(n_blocks);
     let mut keeper = Keeper { sizes: None, n_blocks, n_whole: 0, bound: keep_bytes };
@@ -243,16 +233,16 @@ fn backward_within(
         let mut x = model.embed(&packed.ids)?;
         for idx in 0..n_blocks {
             if by_hand {
-                let (y, kept) = model.run_block_keeping(idx, &x, &rotation, packed, seed_of(idx))?;
+                let (y, kept) = model.run_block_keeping(idx, &x, pass_of(idx))?;
                 keeper.sizes.get_or_insert([Keep::Ends, Keep::All].map(|keep| kept.size_bytes(keep)));
                 saved.push(Saved::Kept(Box::new(kept.reduced(keeper.next()))));
                 x = y;
             } else if activations.checkpointing {
-                let y = model.run_block(idx, &x, &rotation, packed, seed_of(idx))?;
+                let y = model.run_block(idx, &x, pass_of(idx))?;
                 saved.push(Saved::Input(std::mem::replace(&mut x, y)));
             } else {
                 let leaf = x.f_detach()?.f_set_requires_grad(needs_input(idx))?;
-                let y = with_grad(|| model.run_block(idx, &leaf, &rotation, packed, seed_of(idx)))?;
+                let y = with_grad(|| model.run_block(idx, &leaf, pass_of(idx)))?;
                 x = y.f_detach()?;
                 saved.push(Saved::Graph(leaf, y));
             }
@@ -264,15 +254,16 @@ fn backward_within(
     })?;
 
     let lm_head = if model.head.lm_head.is_some() { gradients.index_of("lm_head.weight") } else { embedding };
-    let scored_hidden = no_grad(|| last.f_index_select(0, rows))?.f_set_requires_grad(true)?;
-    let normed = model.final_norm(&scored_hidden)?;
-    let hidden = normed.f_detach()?;
+    let last = last.f_detach()?.f_set_requires_grad(true)?;
+    let normed = model.final_norm(&last)?;
+    let hidden = placed.of_pairs(&normed.f_detach()?)?;
     let device = model.placement.device;
     let weights_of = |logps: &Tensor| -> Result<Tensor> {
-        match weigh {
-            Weigh::Uniform(weight) => Ok(Tensor::f_full([batch.targets.len() as i64], *weight, (Kind::Float, device))?),
-            Weigh::ByLogps(weigh) => weigh(logps),
-        }
+        let weights = match weigh {
+            Weigh::Uniform(weight) => Tensor::f_full([batch.targets.len() as i64], *weight, (Kind::Float, device))?,
+            Weigh::ByLogps(weigh) => weigh(&placed.of_targets(logps)?)?,
+        };
+        placed.sums_of_pairs(&weights)
     };
     let scored = match lm_head {
         Some(_) => {
@@ -285,20 +276,20 @@ fn backward_within(
         }
         None => score_and_weigh(model, &hidden, targets, weights_of)?,
     };
-    let logps = scored.logps.shallow_clone();
+    let logps = placed.of_targets(&scored.logps)?;
     if let (Some(idx), Some(gradient)) = (lm_head, &scored.grad_weight) {
         gradients.add(idx, gradient)?;
     }
 
-    let mut leaves = vec![scored_hidden.shallow_clone()];
+    let mut leaves = vec![last.shallow_clone()];
     let norm = gradients.index_of("model.norm.weight");
     leaves.extend(norm.map(|idx| parameters[idx].tensor.shallow_clone()));
-    let through_norm = pull_back(&normed, &scored.grad_hidden, &leaves)?;
+    let mut through_norm = pull_back(&normed, &placed.sums_of_rows(&scored.grad_hidden)?, &leaves)?;
     if let Some(idx) = norm {
         gradients.add(idx, &through_norm[1])?;
     }
-    let mut upstream = no_grad(|| last.f_zeros_like()?.f_index_add_(0, rows, &through_norm[0]))?;
-    drop((scored, normed, hidden, scored_hidden, last));
+    let mut upstream = through_norm.swap_remove(0);
+    drop((scored, normed, hidden, last));
 
     if let Some(last) = saved.last_mut() {
         last.move_input(device)?;
@@ -321,13 +312,11 @@ fn backward_within(
             Ok((if needs_input { pulled.pop() } else { None }, pulled))
         };
         let (through, pulled) = match own_saved {
-            Saved::Kept(kept) => {
-                model.block_backward(idx, *kept, &upstream, needs_input, (&rotation, packed), seed_of(idx))?
-            }
+            Saved::Kept(kept) => model.block_backward(idx, *kept, &upstream, needs_input, pass_of(idx))?,
             Saved::Graph(x, y) => pull(x, &y)?,
             Saved::Input(input) => {
                 let x = input.f_detach()?.f_set_requires_grad(needs_input)?;
-                let y = model.run_block(idx, &x, &rotation, packed, seed_of(idx))?;
+                let y = model.run_block(idx, &x, pass_of(idx))?;
                 pull(x, &y)?
             }
         };
@@ -379,13 +368,22 @@ mod tests {
         }
     }
 
+    /// A shape of which weights are whole blocks, for the products and passes of our own in bf16.
+    fn wide() -> Config {
+        Config { hidden_size: 64, intermediate_size: 128, head_dim: 16, ..config(true) }
+    }
+
     /// A model whose every tensor matters: random biases, norms, B and magnitudes.
     fn model(tie: bool, use_dora: Option<bool>) -> Qwen2 {
         model_with(tie, use_dora, 0.0, "all-linear")
     }
 
     fn model_with(tie: bool, use_dora: Option<bool>, lora_dropout: f64, targets: &str) -> Qwen2 {
-        let mut model = init(config(tie), 5, PLACEMENT).unwrap();
+        model_in(Kind::Float, config(tie), use_dora, lora_dropout, targets)
+    }
+
+    fn model_in(dtype: Kind, config: Config, use_dora: Option<bool>, lora_dropout: f64, targets: &str) -> Qwen2 {
+        let mut model = init(config, 5, Placement { dtype, ..PLACEMENT }).unwrap();
         let mut rng = Rng::named(9, "noise");
         let mut disturb = |tensor: &Tensor, std: f32| {
             let _ = no_grad(|| tensor.shallow_clone().f_add_(&rng.normal(&tensor.size(), std).unwrap()).unwrap());
@@ -430,13 +428,20 @@ mod tests {
         let rotation = model.rotation(&placed.packed.positions).unwrap();
         let mut x = model.embed(&placed.packed.ids).unwrap();
         for idx in 0..model.blocks.len() {
-            x = model.run_block(idx, &x, &rotation, &placed.packed, Some(7 + idx as u64)).unwrap();
+            let wanted = Some(&placed.rows).filter(|_| idx + 1 == model.blocks.len());
+            let dropout_seed = Some(7 + idx as u64);
+            let pass = Pass { rotation: &rotation, packed: &placed.packed, dropout_seed, wanted };
+            x = model.run_block(idx, &x, pass).unwrap();
             // The workspace's buffers are reused by the next block, which one graph over all of them cannot bear.
             model.forget_workspace();
         }
-        let hidden = model.final_norm(&x.index_select(0, &placed.rows)).unwrap();
+        // Of every target of the batch, whatever is shared.
+        let (rows, targets) = (Tensor::from_slice(&batch.rows), Tensor::from_slice(&batch.targets));
+        let spread = Tensor::zeros([batch.ids.len() as i64, x.size()[1]], (Kind::Float, Device::Cpu));
+        let x = spread.index_copy(0, &placed.rows, &x);
+        let hidden = model.final_norm(&x.index_select(0, &rows)).unwrap();
         let logits = hidden.linear(model.head_weight(), None::<&Tensor>);
-        let logps = logits.log_softmax(-1, Kind::Float).gather(1, &placed.targets.unsqueeze(1), false).squeeze_dim(1);
+        let logps = logits.log_softmax(-1, Kind::Float).gather(1, &targets.unsqueeze(1), false).squeeze_dim(1);
         let loss = -(&logps * Tensor::from_slice(weights)).sum(Kind::Float);
         let leaves: Vec<Tensor> = model.parameters().iter().map(|p| p.tensor.shallow_clone()).collect();
         (read(&logps.detach()).unwrap(), Tensor::run_backward(&[loss], &leaves, false, false))
@@ -581,6 +586,23 @@ mod tests {
             assert_eq!(logps.len(), expected_logps.len());
             assert!(logps.iter().zip(&expected_logps).all(|(a, b)| (a - b).abs() < 1e-5));
             check_gradients(&parameters, &found, &expected.tensors.into_iter().flatten().collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn a_batch_without_targets_leaves_no_gradient() {
+        let record = Tokens::new(vec![1, 2, 3], vec![false; 3]);
+        let batch = pack_records([&record], Sharing::All);
+        for dtype in [Kind::Float, Kind::BFloat16] {
+            for use_dora in [None, Some(false), Some(true)] {
+                let mut model = model_in(dtype, wide(), use_dora, 0.3, "all-linear");
+                let parameters = model.parameters();
+                let mut gradients = Gradients::new(&parameters);
+                let weigh = Weigh::Uniform(1.0);
+                let logps = backward(&mut model, &parameters, &mut gradients, &batch, &weigh, 7).unwrap();
+                assert!(logps.is_empty() && log_probabilities(&mut model, &batch).unwrap().is_empty());
+                assert_eq!(gradients.norm().unwrap().double_value(&[]), 0.0);
+            }
         }
     }
 

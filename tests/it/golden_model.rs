@@ -1,6 +1,6 @@
 //! Qwen2 against transformers: hidden states of every block, logits, log-probabilities.
 
-use axismapper::model::{self, Quantization};
+use axismapper::model::{self, Pass, Quantization};
 use tch::{Tensor, no_grad};
 
 use super::golden::{PLACEMENT, assert_close, fixture, packed, records, tensors, token_logprobs};
@@ -22,7 +22,8 @@ fn check(name: &str) {
         let mut x = model.embed(&packed.ids).unwrap();
         close("hidden.embed", &x);
         for idx in 0..model.blocks.len() {
-            x = model.run_block(idx, &x, &rotation, &packed, None).unwrap();
+            let pass = Pass { rotation: &rotation, packed: &packed, dropout_seed: None, wanted: None };
+            x = model.run_block(idx, &x, pass).unwrap();
             close(&format!("hidden.{idx}"), &x);
         }
         close("hidden.norm", &model.final_norm(&x).unwrap());

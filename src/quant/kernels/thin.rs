@@ -88,7 +88,11 @@ pub fn inner(x: &[bf16], matrix: Thin<'_>, n: usize, rank: usize, out: &mut [bf1
 /// `sum(z[row][i] * x[row][column])` over the rows: `z` is `[n, rank]`, `x` `[n, width]`. Nothing happens where
 /// [`is_available`] is false or sizes do not fit.
 pub fn outer(z: &[bf16], x: &[bf16], n: usize, finish: Outer<'_>, out: &mut [f32]) {
-    let (rank, width) = (z.len() / n.max(1), x.len() / n.max(1));
+    if n == 0 {
+        out.fill(0.0);
+        return;
+    }
+    let (rank, width) = (z.len() / n, x.len() / n);
     let fits = z.len() == n * rank && x.len() == n * width && out.len() == rank * width;
     let has_factors = |finish| match finish {
         Outer::Columns(_, Some(factors)) => <[f32]>::len(factors) == width,
