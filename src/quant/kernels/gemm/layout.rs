@@ -20,13 +20,40 @@ pub fn unit_lines(depth: usize) -> usize {
     2 * depth * PAIR_LINES
 }
 
+/// Which rows the lines of a pair of tiles hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// As they come.
+    AsTheyCome,
+    /// The even ones, then the odd ones.
+    Apart,
+}
+
+impl Order {
+    /// The row of a line.
+    fn row(self, line: usize) -> usize {
+        match self {
+            Self::AsTheyCome => line,
+            Self::Apart => 2 * (line % SIDE) + line / SIDE,
+        }
+    }
+
+    /// The line of a row.
+    fn line(self, row: usize) -> usize {
+        match self {
+            Self::AsTheyCome => row,
+            Self::Apart => row % 2 * SIDE + row / 2,
+        }
+    }
+}
+
 /// Rows of tokens as tiles for the left side of a product: for 32 rows, `x` `[up to 32, width]`, a pair of tiles for each
 /// [`DEPTH`] columns. What is missing is zero. A `scale` `[width]` multiplies the columns.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-pub fn pack_left(x: &[bf16], width: usize, scale: Option<&[f32]>, out: &mut [Line]) {
+pub fn pack_left(x: &[bf16], width: usize, scale: Option<&[f32]>, order: Order, out: &mut [Line]) {
     for (depth, out) in out.chunks_exact_mut(PAIR_LINES).enumerate() {
-        for (row, out) in out.iter_mut().enumerate() {
-            *out = line(x, width, row, depth);
+        for (number, out) in out.iter_mut().enumerate() {
+            *out = line(x, width, order.row(number), depth);
         }
         let Some(scale) = scale else { continue };
         let scale = part(scale, depth * DEPTH);
@@ -169,6 +196,7 @@ pub fn expand_rows(
     (rows, columns): (usize, usize),
     row: usize,
     (first, n_blocks): (usize, usize),
+    order: Order,
     out: &mut [Line],
 ) {
     let depth = 2 * n_blocks;
@@ -176,7 +204,7 @@ pub fn expand_rows(
     let scales = &mut scales[..n_blocks];
     for (panel, out) in out[..unit_lines(depth)].chunks_exact_mut(depth * PAIR_LINES).enumerate() {
         for idx in 0..PAIR_ROWS {
-            let row = row + panel * PAIR_ROWS + idx;
+            let (row, idx) = (row + panel * PAIR_ROWS + idx, order.line(idx));
             if row >= rows {
                 (0..depth).for_each(|depth| out[depth * PAIR_LINES + idx] = Line::ZERO);
                 continue;
@@ -195,13 +223,13 @@ pub fn expand_rows(
     }
 }
 
-/// Turns what [`expand_rows`] or [`pack_left`] gives into the right side of a product: of each pair of tiles, the even rows
-/// and the odd ones become columns.
+/// Turns what [`expand_rows`] or [`pack_left`] gives with [`Order::Apart`] into the right side of a product: the rows of each tile
+/// become its columns.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 pub fn turn_rows(lines: &mut [Line]) {
-    for pair in lines.as_chunks_mut::<PAIR_LINES>().0 {
-        let [even, odd] = [0, 1].map(|odd| transpose(std::array::from_fn(|idx| load(&pair[2 * idx + odd]))));
-        for (out, row) in pair.iter_mut().zip(even.into_iter().chain(odd)) {
+    for tile in lines.as_chunks_mut::<SIDE>().0 {
+        let turned = transpose(std::array::from_fn(|idx| load(&tile[idx])));
+        for (out, row) in tile.iter_mut().zip(turned) {
             store(row, &mut out.0);
         }
     }

@@ -29,8 +29,8 @@ use rayon::prelude::*;
 use super::{Finish, Isa, Over, Product};
 use crate::quant::nf4::BLOCK;
 use dropped::Dropped;
-use layout::{PAIR_ROWS, UNIT, unit_lines};
-use step::{DEPTH, Engine, Line, PAIR_LINES, Sums};
+use layout::{Order, PAIR_ROWS, UNIT, unit_lines};
+use step::{DEPTH, Engine, Extent, Line, PAIR_LINES, Sums};
 
 pub use amx::has_tiles;
 
@@ -144,7 +144,7 @@ pub fn multiply_many(isa: Isa, product: &Product<'_>, out: &mut [bf16], scaled: 
             unsafe {
                 match has_turned_sums {
                     true => layout::pack_right(x, width, lines),
-                    false => layout::pack_left(x, width, scale, lines),
+                    false => layout::pack_left(x, width, scale, Order::AsTheyCome, lines),
                 }
             }
         };
@@ -225,11 +225,13 @@ impl Work<'_> {
         elements.resize(self.count_elements(pairs.clone(), units.clone()), [0.0; 4]);
         // SAFETY: `multiply_many` has asked whether they are there, and enough.
         let engine = unsafe { Engine::new(self.isa) };
-        let step =
-            |weight: &[Line], tokens: &[Line], len: usize, adds: bool, sums: &mut Sums| match self.has_turned_sums {
-                true => engine.step(weight, tokens, len, adds, sums),
-                false => engine.step(tokens, weight, len, adds, sums),
-            };
+        let step = |weight: &[Line], tokens: &[Line], extent: Extent, adds: bool, sums: &mut Sums| match self
+            .has_turned_sums
+        {
+            true => engine.step(weight, tokens, Extent { rows: PAIR_ROWS, ..extent }, adds, sums),
+            false => engine.step(tokens, weight, extent, adds, sums),
+        };
+        let rank = self.product.low_rank.as_ref().map_or(0, |low_rank| low_rank.rank);
         let pair_lines = self.pair_lines();
         for (chunk_idx, start) in (0..depth).step_by(self.chunk).enumerate() {
             let len = self.chunk.min(depth - start);
@@ -256,13 +258,20 @@ impl Work<'_> {
                     (summed, elements) = std::mem::take(&mut elements).split_at_mut(n);
                     for (pair, sums) in pairs.clone().zip(sums.chunks_exact_mut(n_streams)) {
                         let lines = &self.lines[pair * pair_lines..][..pair_lines];
+                        let rows = (self.product.n - pair * PAIR_ROWS).min(PAIR_ROWS);
                         let tokens =
                             |factor: usize| &lines[(factor * depth + start) * PAIR_LINES..][..len * PAIR_LINES];
                         let mut has_sums = [false; 2];
                         let n_factors = if self.dropped.is_some() { 1 } else { n_streams };
                         for (idx, stream) in self.product.streams[..n_factors].iter().enumerate() {
                             if stream.x.is_some() {
-                                step(weight, tokens(idx), len, start > 0, &mut sums[idx]);
+                                step(
+                                    weight,
+                                    tokens(idx),
+                                    Extent { rows, summed: len * DEPTH },
+                                    start > 0,
+                                    &mut sums[idx],
+                                );
                                 has_sums[idx] = true;
                             }
                         }
@@ -283,7 +292,7 @@ impl Work<'_> {
                         }
                         for ((stream, sums), has_sums) in self.product.streams.iter().zip(&mut *sums).zip(has_sums) {
                             if stream.has_low_rank {
-                                step(low, &lines[self.low_line..], self.low_depth, has_sums, sums);
+                                step(low, &lines[self.low_line..], Extent { rows, summed: rank }, has_sums, sums);
                             } else if !has_sums {
                                 *sums = Sums::ZERO;
                             }
@@ -332,6 +341,11 @@ impl Work<'_> {
             n += unsafe { vectors::step_elements(tokens, columns, dropped.bits(pair, group), &mut elements[n..]) };
         }
         n
+    }
+
+    /// Of rows of the weight: those that are turned come apart.
+    fn weight_order(&self) -> Order {
+        if self.has_turned_sums { Order::AsTheyCome } else { Order::Apart }
     }
 
     /// Lines of 32 rows of tokens.
@@ -392,7 +406,15 @@ impl Work<'_> {
             match self.product.over {
                 Over::Columns => {
                     let blocks = (start * DEPTH / BLOCK, len * DEPTH / BLOCK);
-                    layout::expand_rows(source, rounding, (rows, columns), unit * UNIT, blocks, out);
+                    layout::expand_rows(
+                        source,
+                        rounding,
+                        (rows, columns),
+                        unit * UNIT,
+                        blocks,
+                        self.weight_order(),
+                        out,
+                    );
                     if !self.has_turned_sums {
                         layout::turn_rows(&mut out[..unit_lines(len)]);
                     }
@@ -416,7 +438,7 @@ impl Work<'_> {
                     Over::Columns => {
                         let rows = first.min(self.product.rows)..(first + DEPTH).min(self.product.rows);
                         let matrix = &low_rank.matrix[rows.start * low_rank.rank..rows.end * low_rank.rank];
-                        layout::pack_left(matrix, low_rank.rank, None, out);
+                        layout::pack_left(matrix, low_rank.rank, None, self.weight_order(), out);
                         if !self.has_turned_sums {
                             layout::turn_rows(out);
                         }

@@ -31,6 +31,15 @@ impl Line {
     pub const ZERO: Self = Self([0; 32]);
 }
 
+/// How much of its operands a step has to look at: the rest of a tile is zero, or nobody wants it.
+#[derive(Clone, Copy)]
+pub struct Extent {
+    /// Rows of the left operand, and of the sums that are wanted.
+    pub rows: usize,
+    /// Elements of the summed dimension.
+    pub summed: usize,
+}
+
 /// What multiplies, on this thread as long as it lives.
 pub enum Engine {
     Tiles(amx::Tiles),
@@ -50,17 +59,21 @@ impl Engine {
         }
     }
 
-    /// `sums = a b` over `depth` times [`DEPTH`] elements of the summed dimension, or with `adds` that much more.
+    /// `sums = a b` over an extent of the summed dimension, or with `adds` that much more.
     ///
     /// Either operand is a run of pairs of tiles, a pair for each [`DEPTH`]. A tile of `a` has 16 rows of 32 elements; one of
     /// `b` has 16 rows, each with two neighbours of the summed dimension for each of 16 columns.
-    pub fn step(&self, a: &[Line], b: &[Line], depth: usize, adds: bool, sums: &mut Sums) {
-        let lines = depth * PAIR_LINES;
+    pub fn step(&self, a: &[Line], b: &[Line], extent: Extent, adds: bool, sums: &mut Sums) {
+        let lines = extent.summed.div_ceil(DEPTH) * PAIR_LINES;
         let (a, b) = (&a[..lines], &b[..lines]);
         match self {
             Self::Tiles(tiles) => tiles.step(a, b, adds, sums),
             // SAFETY: the processor has the instructions, which `new` asks for.
-            Self::Vectors => unsafe { vectors::step(a, b, adds, sums) },
+            Self::Vectors if extent.summed <= DEPTH / 2 => unsafe {
+                vectors::step::<{ SIDE / 2 }>(a, b, extent.rows, adds, sums);
+            },
+            // SAFETY: as above.
+            Self::Vectors => unsafe { vectors::step::<SIDE>(a, b, extent.rows, adds, sums) },
         }
     }
 }

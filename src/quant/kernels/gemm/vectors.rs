@@ -12,10 +12,11 @@ use super::step::{Line, PAIR_LINES, SIDE, Sums};
 /// Rows whose sums are in registers at a time: two for each, enough of them to hide the latency of a product.
 const ROWS: usize = 8;
 
-/// As [`super::step::Engine::step`], for whole pairs of tiles.
+/// As [`super::step::Engine::step`], for all the pairs of tiles and the first `rows` rows, over the first `PAIRS` pairs of
+/// neighbours that the tiles of a [`super::step::DEPTH`] hold.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-pub fn step(a: &[Line], b: &[Line], adds: bool, sums: &mut Sums) {
-    for first in (0..2 * SIDE).step_by(ROWS) {
+pub fn step<const PAIRS: usize>(a: &[Line], b: &[Line], rows: usize, adds: bool, sums: &mut Sums) {
+    for first in (0..rows.min(2 * SIDE)).step_by(ROWS) {
         let [left, right] = &mut sums.0.as_chunks_mut::<2>().0[first / SIDE];
         let start = first % SIDE;
         let both = |left: &[f32; SIDE], right: &[f32; SIDE]| [load_f32(left), load_f32(right)];
@@ -24,7 +25,7 @@ pub fn step(a: &[Line], b: &[Line], adds: bool, sums: &mut Sums) {
             false => [[_mm512_setzero_ps(); 2]; ROWS],
         };
         for (a, b) in a.as_chunks::<PAIR_LINES>().0.iter().zip(b.as_chunks::<PAIR_LINES>().0) {
-            for pair in 0..SIDE {
+            for pair in 0..PAIRS {
                 let columns = [bits(&b[pair]), bits(&b[SIDE + pair])];
                 for (row, sums) in rows.iter_mut().enumerate() {
                     let [low, high] = [0, 1].map(|idx| u32::from(a[first + row].0[2 * pair + idx]));
