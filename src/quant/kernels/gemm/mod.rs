@@ -44,6 +44,9 @@ const TASK_PAIRS: usize = 32;
 /// Sums that a task holds between chunks: they fit into the second-level cache beside the rest.
 const TASK_SUMS: usize = (768 << 10) / size_of::<Sums>();
 
+/// Tasks for each thread, as far as there are columns: the more, the less the first to be ready waits for the last.
+const THREAD_TASKS: usize = 4;
+
 /// What a thread keeps from one product to the next.
 #[derive(Default)]
 struct Scratch {
@@ -163,15 +166,13 @@ pub fn multiply_many(isa: Isa, product: &Product<'_>, out: &mut [bf16], scaled: 
         scaled: scaled.map(|scaled| Out { first: scaled.as_mut_ptr(), n, width }),
     };
     let token_tasks = (pairs * n_streams).div_ceil(TASK_PAIRS).min(pairs);
-    let task_pairs = pairs.div_ceil(token_tasks);
     let units = width.div_ceil(UNIT);
-    let most = (TASK_SUMS / (2 * task_pairs * n_streams)).clamp(1, units);
-    let tasks = units.div_ceil(most).next_multiple_of(rayon::current_num_threads()).min(units);
-    let task_units = units.div_ceil(tasks);
+    let most = (TASK_SUMS / (2 * pairs.div_ceil(token_tasks) * n_streams)).clamp(1, units);
+    let least_tasks = (THREAD_TASKS * rayon::current_num_threads()).div_ceil(token_tasks);
+    let tasks = units.div_ceil(most).max(least_tasks).min(units);
     (0..token_tasks * tasks).into_par_iter().with_max_len(1).for_each(|task| {
-        let (token_task, task) = (task / tasks, task % tasks);
-        let range = |size: usize, idx: usize, end: usize| (idx * size).min(end)..((idx + 1) * size).min(end);
-        let (pairs, units) = (range(task_pairs, token_task, pairs), range(task_units, task, units));
+        let part = |idx: usize, n: usize, of: usize| idx * of / n..(idx + 1) * of / n;
+        let (pairs, units) = (part(task / tasks, token_tasks, pairs), part(task % tasks, tasks, units));
         let mut scratch = SCRATCH.take();
         let dropped = has_dropped.then_some(&tokens.dropped);
         let lines = &tokens.lines;
