@@ -51,7 +51,7 @@ fn products(criterion: &mut Criterion) {
         group.sample_size(20).throughput(Throughput::Elements((2 * n * ROWS * COLUMNS) as u64));
         let mut draw = |width| rng.normal(&[n, width], 1.0).unwrap().to_kind(Kind::BFloat16);
         let (x, dy) = (draw(COLUMNS), draw(ROWS));
-        let forward = Forward { x: &x, low_rank: None, bias: None, change: None };
+        let forward = Forward::plain(&x);
         let backward = Backward { dy: &dy, scale: None, low_rank: None, before: None, mask: None };
         for isa in [Isa::Avx512Bf16, Isa::Amx] {
             let weight = Nf4::quantize(&source).unwrap().with_dtype(Kind::BFloat16).with_isa(isa);
@@ -95,7 +95,7 @@ fn dropped_products(criterion: &mut Criterion) {
             if !weight.can_multiply_many() {
                 continue;
             }
-            let plain = Forward { x: &x, low_rank: Some((&z, &b)), bias: None, change: None };
+            let plain = Forward { low_rank: Some((&z, &b)), ..Forward::plain(&x) };
             let low_rank = Some((&z, &a));
             let plain_back = Backward { dy: &dy, scale: None, low_rank, before: Some(&x), mask: None };
             group.bench_function(format!("forward, no dropout, {isa:?}"), |bencher| {

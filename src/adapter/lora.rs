@@ -192,24 +192,25 @@ fn add_bias(y: Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
 /// # Errors
 /// When shapes do not fit or memory is short.
 pub fn dora_norm(lora: &Lora, weight: &Tensor, weight_squared: &Tensor) -> Result<Tensor> {
-    let product = no_grad(|| weight.f_linear(&lora.lora_a.f_to_kind(weight.f_kind()?)?, None::<&Tensor>))?;
-    dora_norm_from(lora, &product, weight_squared)
+    no_grad(|| {
+        let w_at = weight.f_linear(&lora.lora_a.f_to_kind(weight.f_kind()?)?, None::<&Tensor>)?;
+        let cross = w_at.f_to_kind(Kind::Float)?.f_mul(&lora.lora_b)?.f_sum_dim_intlist(1i64, false, Kind::Float)?;
+        let sum = dora_squares(lora, weight_squared)?.f_add(&cross.f_mul_scalar(2.0 * lora.scaling)?)?;
+        // Rounding can push the sum of a vanishing row just below zero.
+        Ok(sum.f_clamp_min(0.0)?.f_sqrt()?)
+    })
 }
 
-/// As [`dora_norm`], from the product `W A^T` `[out, r]` of any float type.
+/// The squares in [`dora_norm`] without the term that needs the weight, `|W|^2 + s^2 rowsum((B A A^T) * B)`: `[out]` f32.
 ///
 /// # Errors
 /// When shapes do not fit or memory is short.
-pub fn dora_norm_from(lora: &Lora, w_at: &Tensor, weight_squared: &Tensor) -> Result<Tensor> {
+pub fn dora_squares(lora: &Lora, weight_squared: &Tensor) -> Result<Tensor> {
     no_grad(|| {
         let (a, b) = (&lora.lora_a, &lora.lora_b);
-        let w_at = w_at.f_to_kind(Kind::Float)?;
         let a_at = a.f_matmul(&a.f_transpose(0, 1)?)?;
-        let rowsum = |t: Tensor| t.f_sum_dim_intlist(1i64, false, Kind::Float);
-        let cross = rowsum(w_at.f_mul(b)?)?.f_mul_scalar(2.0 * lora.scaling)?;
-        let square = rowsum(b.f_matmul(&a_at)?.f_mul(b)?)?.f_mul_scalar(lora.scaling * lora.scaling)?;
-        // Rounding can push the sum of a vanishing row just below zero.
-        Ok(weight_squared.f_add(&cross)?.f_add(&square)?.f_clamp_min(0.0)?.f_sqrt()?)
+        let square = b.f_matmul(&a_at)?.f_mul(b)?.f_sum_dim_intlist(1i64, false, Kind::Float)?;
+        Ok(weight_squared.f_add(&square.f_mul_scalar(lora.scaling * lora.scaling)?)?)
     })
 }
 

@@ -4,7 +4,7 @@ mod lora;
 mod peft;
 mod settings;
 
-pub use lora::{Lora, dora_norm, dora_norm_from, row_norms_squared};
+pub use lora::{Lora, dora_norm, dora_squares, row_norms_squared};
 pub use peft::{AdapterFile, PREFIX, load, save};
 pub use settings::{Patterns, Settings, TargetModules};
 

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use tch::{Kind, Tensor, no_grad};
 
 use super::Result;
-use crate::adapter::{Lora, dora_norm, dora_norm_from, row_norms_squared};
-use crate::quant::{FewRows, Forward, Nf4, multiply_each, rows};
+use crate::adapter::{Lora, dora_norm, dora_squares, row_norms_squared};
+use crate::quant::{FewRows, Nf4, multiply_each, rows};
 use crate::tensor::Rng;
 
 /// The most rows that an NF4 weight is multiplied by as it is. A pass over the weight takes four rows and costs less than twice
@@ -44,6 +44,26 @@ pub struct Adapter {
     weight_squared: Option<Tensor>,
     /// `||W + s B A||` `[out]` of the current parameters, until they change.
     pub(super) norm: Option<Tensor>,
+}
+
+impl Adapter {
+    /// Whether DoRA's norm is missing.
+    pub(super) fn lacks_norm(&self) -> bool {
+        self.norm.is_none() && self.weight_squared.is_some()
+    }
+
+    /// What a product with the weight needs to compute DoRA's norm on the way, where it is missing: `2 s B^T`, and the squares of
+    /// [`dora_squares`].
+    pub(super) fn missing_norm(&self) -> Result<Option<[Tensor; 2]>> {
+        Ok(match (&self.norm, &self.weight_squared) {
+            (None, Some(squared)) => {
+                let twice_b =
+                    self.lora.lora_b.f_transpose(0, 1)?.f_contiguous()?.f_mul_scalar(2.0 * self.lora.scaling)?;
+                Some([twice_b, dora_squares(&self.lora, squared)?])
+            }
+            _ => None,
+        })
+    }
 }
 
 /// A frozen weight ready for products without gradient.
@@ -112,7 +132,7 @@ impl Projection {
     }
 
     /// Computes DoRA's norm where the parameters have changed since.
-    fn refresh_norm(&mut self, weight: &Tensor) -> Result<()> {
+    pub(super) fn refresh_norm(&mut self, weight: &Tensor) -> Result<()> {
         if let Some(adapter) = &mut self.adapter
             && let (None, Some(squared)) = (&adapter.norm, &adapter.weight_squared)
         {
@@ -138,22 +158,13 @@ impl Projection {
         })
     }
 
-    /// Brings DoRA's norm up to date, and expands the weight unless products with `x` `[n, in]` take it as it is.
+    /// Expands the weight, and brings DoRA's norm up to date, unless products with `x` `[n, in]` take the weight as it is. Those
+    /// compute a missing norm on the way.
     pub(super) fn prepare(&mut self, x: &Tensor, workspace: &mut Workspace) -> Result<Option<Tensor>> {
-        let kind = x.f_kind()?;
-        if let Weight::Nf4(weight) = &self.weight
-            && self.takes_packed(x)
-        {
-            if let Some(adapter) = &mut self.adapter
-                && let (None, Some(squared)) = (&adapter.norm, &adapter.weight_squared)
-            {
-                let lora_a = adapter.lora.lora_a.f_to_kind(kind)?;
-                let (product, _) = weight.outputs(&Forward { x: &lora_a, low_rank: None, bias: None, change: None })?;
-                adapter.norm = Some(dora_norm_from(&adapter.lora, &product.f_transpose(0, 1)?, squared)?);
-            }
+        if self.takes_packed(x) {
             return Ok(None);
         }
-        let weight = self.weight(kind, workspace)?;
+        let weight = self.weight(x.f_kind()?, workspace)?;
         self.refresh_norm(&weight)?;
         Ok(Some(weight))
     }

@@ -14,7 +14,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::Result;
 use super::projection::{Adapter, Matrix, Projection, Workspace};
-use crate::quant::{Backward, Change, Forward, Nf4, cuda, rows, thin};
+use crate::quant::{Backward, Change, Forward, Nf4, NormOf, Outputs, cuda, rows, thin};
 use crate::tensor::Rng;
 
 /// What is kept of a layer's forward pass. Anything that is missing is computed again.
@@ -81,7 +81,13 @@ impl Projection {
         let expanded = self.prepare(x, workspace)?;
         let bias = self.bias.as_ref();
         let (weight, adapter) = match (self.matrix(expanded), &self.adapter) {
-            (Matrix::Packed(weight), _) => return self.forward_packed(weight, x, seed),
+            (Matrix::Packed(weight), _) => {
+                let (part, norm) = self.forward_packed(weight, x, seed)?;
+                if let (Some(adapter), Some(norm)) = (&mut self.adapter, norm) {
+                    adapter.norm = Some(norm);
+                }
+                return Ok(part);
+            }
             (Matrix::Expanded(weight), None) => {
                 return Ok(Part { output: Some(x.f_linear(&weight, bias)?), ..Part::default() });
             }
@@ -106,28 +112,37 @@ impl Projection {
         Ok(Part { output, scaled: Some(scaled), inner: Some(inner) })
     }
 
-    /// The same, the weight being multiplied as it is.
-    fn forward_packed(&self, weight: &Nf4, x: &Tensor, seed: Option<u64>) -> Result<Part> {
+    /// The same, the weight being multiplied as it is; and DoRA's norm, where it was missing.
+    fn forward_packed(&self, weight: &Nf4, x: &Tensor, seed: Option<u64>) -> Result<(Part, Option<Tensor>)> {
         let kind = x.f_kind()?;
         let bias = self.bias.as_ref().map(|bias| bias.f_to_kind(Kind::Float)).transpose()?;
-        let plain = Forward { x, low_rank: None, bias: bias.as_ref(), change: None };
+        let plain = Forward { bias: bias.as_ref(), ..Forward::plain(x) };
         let Some(adapter) = &self.adapter else {
-            return Ok(Part { output: Some(weight.outputs(&plain)?.0), ..Part::default() });
+            return Ok((Part { output: Some(weight.outputs(&plain)?.out), ..Part::default() }, None));
         };
         let Matrices { a, scaled_b, gain } = Matrices::new(adapter, kind)?;
         let (mask, dropped) = self.drop(x, seed)?;
         let inner = inner_of(&dropped, &a)?;
-        let adapted = Forward { low_rank: Some((&inner, &scaled_b)), ..plain };
-        let (output, scaled) = match (gain, &mask) {
-            (None, _) => (Some(weight.outputs(&adapted)?.0), None),
-            (Some(_), None) => (None, Some(weight.outputs(&Forward { bias: None, ..adapted })?.0)),
-            (Some(gain), Some(mask)) => {
-                let change = Change { factors: &gain.f_sub_scalar(1.0)?, mask, dropped: &dropped };
-                let (output, scaled) = weight.outputs(&Forward { change: Some(change), ..adapted })?;
-                (Some(output), scaled)
+        let missing = adapter.missing_norm()?;
+        let norm = missing.as_ref().map(|[twice_b, squares]| NormOf { lora_a: &a, twice_b, squares });
+        let adapted = Forward { low_rank: Some((&inner, &scaled_b)), norm, ..plain };
+        let (output, scaled, norm) = match (&adapter.lora.magnitude, &mask) {
+            (None, _) => (Some(weight.outputs(&adapted)?.out), None, None),
+            (Some(_), None) => {
+                let Outputs { out, norm, .. } = weight.outputs(&Forward { bias: None, ..adapted })?;
+                (None, Some(out), norm)
+            }
+            (Some(magnitude), Some(mask)) => {
+                let factors = match gain {
+                    Some(gain) => gain.f_sub_scalar(1.0)?,
+                    None => magnitude.f_detach()?,
+                };
+                let change = Change { factors: &factors, mask, dropped: &dropped };
+                let Outputs { out, scaled, norm } = weight.outputs(&Forward { change: Some(change), ..adapted })?;
+                (Some(out), scaled, norm)
             }
         };
-        Ok(Part { output, scaled, inner: Some(inner) })
+        Ok((Part { output, scaled, inner: Some(inner) }, norm))
     }
 
     /// The layer's output from what was kept; undefined after [`Part::forget_output`].
@@ -160,6 +175,11 @@ impl Projection {
     ) -> Result<(Tensor, Vec<Tensor>)> {
         let kind = x.f_kind()?;
         let expanded = self.prepare(x, workspace)?;
+        if self.adapter.as_ref().is_some_and(Adapter::lacks_norm) {
+            // No forward pass with these parameters has taken the weight as it is.
+            let weight = self.weight(kind, workspace)?;
+            self.refresh_norm(&weight)?;
+        }
         let matrix = self.matrix(expanded);
         let Some(adapter) = &self.adapter else {
             let dx = match &matrix {
@@ -188,7 +208,7 @@ impl Projection {
                 (Some(scaled), _) => scaled,
                 (None, Matrix::Packed(weight)) => {
                     let low_rank = Some((&inner, &scaled_b));
-                    weight.outputs(&Forward { x: &dropped, low_rank, bias: None, change: None })?.0
+                    weight.outputs(&Forward { low_rank, ..Forward::plain(&dropped) })?.out
                 }
                 (None, Matrix::Expanded(weight)) => {
                     dropped.f_linear(weight, None::<&Tensor>)?.f_addmm_(&inner, &scaled_b.f_transpose(0, 1)?)?

@@ -23,7 +23,7 @@ pub use dense::{can_multiply_dense, multiply_dense};
 pub use few_rows::{FewRows, multiply_each};
 pub use kernels::{Isa, Rounding, cuda};
 pub use nf4::{BLOCK, Nf4};
-pub use products::{Backward, Change, Forward};
+pub use products::{Backward, Change, Forward, NormOf, Outputs};
 
 use crate::diag::Diagnostic;
 use crate::tensor;

@@ -4,7 +4,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::kernels::{self, Finish, LowRank, Over, Product, Stream};
+use super::kernels::{self, Finish, LowRank, Norm, Over, Product, Results, Stream};
 use super::{Error, Nf4, Result};
 use crate::tensor::{as_slice, as_slice_mut};
 
@@ -18,17 +18,48 @@ pub struct Forward<'a> {
     /// `[rows]` f32.
     pub bias: Option<&'a Tensor>,
     pub change: Option<Change<'a>>,
+    pub norm: Option<NormOf<'a>>,
+}
+
+impl<'a> Forward<'a> {
+    /// `x W^T` alone.
+    pub fn plain(x: &'a Tensor) -> Self {
+        Self { x, low_rank: None, bias: None, change: None, norm: None }
+    }
 }
 
 /// What a layer with dropout adds to its output. All are bf16 but `factors`.
 #[derive(Clone, Copy, Debug)]
 pub struct Change<'a> {
-    /// `[rows]` f32.
+    /// `[rows]` f32. With [`Forward::norm`], DoRA's magnitudes `m`, which make the factors `m / norm - 1`.
     pub factors: &'a Tensor,
     /// `[n, columns]`.
     pub mask: &'a Tensor,
     /// `mask x`, `[n, columns]`.
     pub dropped: &'a Tensor,
+}
+
+/// The row norms of `W + s B A`, `sqrt(squares + rowsum((W A^T) * twice_b^T))`, computed on the way: the weight is expanded only once
+/// for them and the layer's output.
+#[derive(Clone, Copy, Debug)]
+pub struct NormOf<'a> {
+    /// `A`, `[r, columns]` bf16.
+    pub lora_a: &'a Tensor,
+    /// `2 s B^T`, `[r, rows]` f32.
+    pub twice_b: &'a Tensor,
+    /// `|W|^2 + |s B A|^2` of each row, `[rows]` f32.
+    pub squares: &'a Tensor,
+}
+
+/// What [`Nf4::outputs`] gives.
+#[derive(Debug)]
+pub struct Outputs {
+    /// `[n, rows]` bf16.
+    pub out: Tensor,
+    /// With [`Forward::change`], `p`, `[n, rows]` bf16.
+    pub scaled: Option<Tensor>,
+    /// With [`Forward::norm`], `[rows]` f32.
+    pub norm: Option<Tensor>,
 }
 
 /// What [`Nf4::gradients`] computes. All are bf16 but `scale`.
@@ -57,7 +88,8 @@ impl Nf4 {
     /// term's inner product, `[n, r]`, and `B` its matrix, `[rows, r]`,
     ///
     /// - without `change`, `x W^T + z B^T + bias`;
-    /// - with it, `p = (mask x) W^T + z B^T` as the second result, and first `x W^T + z B^T + factors p + bias`.
+    /// - with it, `p = (mask x) W^T + z B^T` as the second result, and first `x W^T + z B^T + factors p + bias`;
+    /// - with `norm`, that too, its sums in f32.
     ///
     /// The weight is expanded a piece at a time to the values that [`Nf4::dequantize`] gives; sums are in f32 and rounded
     /// once. `mask x` is what [`Change::dropped`] holds, or where the processor has no AMX and few elements are dropped the
@@ -65,8 +97,8 @@ impl Nf4 {
     ///
     /// # Errors
     /// [`Error::Factors`] when shapes do not fit or [`Nf4::can_multiply_many`] is false; when a tensor is of another type.
-    pub fn outputs(&self, forward: &Forward<'_>) -> Result<(Tensor, Option<Tensor>)> {
-        let Forward { x, low_rank, bias, change } = *forward;
+    pub fn outputs(&self, forward: &Forward<'_>) -> Result<Outputs> {
+        let Forward { x, low_rank, bias, change, norm } = *forward;
         let x = contiguous(x)?;
         let [mask, dropped] = [change.map(|change| change.mask), change.map(|change| change.dropped)];
         let (mask, dropped) = (mask.map(contiguous).transpose()?, dropped.map(contiguous).transpose()?);
@@ -84,8 +116,16 @@ impl Nf4 {
             change: change.map(|change| as_slice(change.factors)).transpose()?,
             mask: mask.as_ref().map(as_slice).transpose()?,
         };
+        let norm = match &norm {
+            Some(NormOf { lora_a, twice_b, squares }) => {
+                let rank = lora_a.size2()?.0 as usize;
+                let (lora_a, twice_b, squares) = (as_slice(lora_a)?, as_slice(twice_b)?, as_slice(squares)?);
+                Some(Norm { rank, lora_a, twice_b, squares })
+            }
+            None => None,
+        };
         let product = self.product(Over::Columns, n, &streams, low_rank.as_ref(), finish)?;
-        self.run(&product, dropped.is_some())
+        self.run(&Product { norm, ..product }, dropped.is_some())
     }
 
     /// The gradient of a layer's input over many rows, as [`Nf4::outputs`]: with `z` the gradient of the low-rank term's
@@ -118,7 +158,7 @@ impl Nf4 {
             mask: mask.as_ref().map(as_slice).transpose()?,
         };
         let product = self.product(Over::Rows, dy.size()[0], &streams, low_rank.as_ref(), finish)?;
-        Ok(self.run(&product, false)?.0)
+        Ok(self.run(&product, false)?.out)
     }
 
     fn product<'a>(
@@ -138,20 +178,31 @@ impl Nf4 {
         };
         // Values are rounded to bf16 in the end, whatever they are before.
         let rounding = self.rounding(Kind::BFloat16);
-        Ok(Product { source: self.source()?, rounding, rows, columns, over, n: n as usize, streams, low_rank, finish })
+        let (source, n) = (self.source()?, n as usize);
+        Ok(Product { source, rounding, rows, columns, over, n, streams, low_rank, norm: None, finish })
     }
 
-    fn run(&self, product: &Product<'_>, has_scaled: bool) -> Result<(Tensor, Option<Tensor>)> {
-        let width = product.widths().1;
-        let size = product.n * width;
-        if !self.can_multiply_many() || !product.fits(size, has_scaled.then_some(size)) {
+    fn run(&self, product: &Product<'_>, has_scaled: bool) -> Result<Outputs> {
+        let width = product.widths().1 as i64;
+        let new = || Tensor::f_empty([product.n as i64, width], (Kind::BFloat16, Device::Cpu));
+        let mut outputs = Outputs {
+            out: new()?,
+            scaled: if has_scaled { Some(new()?) } else { None },
+            norm: match product.norm {
+                Some(_) => Some(Tensor::f_empty([width], (Kind::Float, Device::Cpu))?),
+                None => None,
+            },
+        };
+        let results = Results {
+            out: as_slice_mut(&mut outputs.out)?,
+            scaled: outputs.scaled.as_mut().map(as_slice_mut).transpose()?,
+            norms: outputs.norm.as_mut().map(as_slice_mut).transpose()?,
+        };
+        if !self.can_multiply_many() || !product.fits(&results) {
             return Err(Error::Factors(self.shape()));
         }
-        let new = || Tensor::f_empty([product.n as i64, width as i64], (Kind::BFloat16, Device::Cpu));
-        let (mut out, mut scaled) = (new()?, if has_scaled { Some(new()?) } else { None });
-        let (first, second) = (as_slice_mut(&mut out)?, scaled.as_mut().map(as_slice_mut).transpose()?);
-        kernels::multiply_many(self.isa, product, first, second);
-        Ok((out, scaled))
+        kernels::multiply_many(self.isa, product, results);
+        Ok(outputs)
     }
 }
 
@@ -215,9 +266,10 @@ mod tests {
                     let size_of = |x: &Tensor| double(x).abs();
                     let (bias, factors) = (&bias, &factors);
                     let expected = |of: fn(&Tensor) -> Tensor| forward(of, &x) + of(bias);
-                    let request = Forward { x: &x, low_rank: Some((&z, &b)), bias: Some(bias), change: None };
-                    let (found, none) = weight.outputs(&request).unwrap();
-                    assert!(none.is_none());
+                    let request = Forward { low_rank: Some((&z, &b)), bias: Some(bias), ..Forward::plain(&x) };
+                    let Outputs { out: found, scaled: None, norm: None } = weight.outputs(&request).unwrap() else {
+                        panic!("{what}: more than was asked for");
+                    };
                     check(&found, &expected(double), &expected(size_of), &what);
 
                     let back = |of: fn(&Tensor) -> Tensor, dy: &Tensor| of(dy).matmul(&of(&w));
@@ -249,10 +301,30 @@ mod tests {
                         let second = value_of_d.matmul(&double(&w).transpose(0, 1)) + low_forward(double);
                         let second_size = size_of_d.matmul(&size_of(&w).transpose(0, 1)) + low_forward(size_of);
                         let change = Change { factors, mask, dropped: &dropped };
-                        let (found, scaled) = weight.outputs(&Forward { change: Some(change), ..request }).unwrap();
+                        let found = weight.outputs(&Forward { change: Some(change), ..request }).unwrap();
                         let first = expected(double) + double(factors) * &second;
-                        check(&found, &first, &(expected(size_of) + size_of(factors) * &second_size), &what);
-                        check(&scaled.unwrap(), &second, &second_size, &what);
+                        let first_size = expected(size_of) + size_of(factors) * &second_size;
+                        check(&found.out, &first, &first_size, &what);
+                        check(&found.scaled.unwrap(), &second, &second_size, &what);
+
+                        // The same factors from magnitudes; the norm is that of the formula.
+                        let (twice_b, squares) = (
+                            (b.to_kind(Kind::Float) * 0.5).transpose(0, 1).contiguous(),
+                            (factors * 0.0) + 40.0 * columns as f64,
+                        );
+                        let cross = double(&w).matmul(&double(&a).transpose(0, 1)) * double(&twice_b).transpose(0, 1);
+                        let exact = (double(&squares) + cross.sum_dim_intlist(1i64, false, Kind::Double)).sqrt();
+                        let norm = NormOf { lora_a: &a, twice_b: &twice_b, squares: &squares };
+                        let magnitudes = ((factors + 1.0) * &exact).to_kind(Kind::Float);
+                        let change = Change { factors: &magnitudes, mask, dropped: &dropped };
+                        let request = Forward { change: Some(change), norm: Some(norm), ..request };
+                        let found = weight.outputs(&request).unwrap();
+                        let error = ((double(&found.norm.unwrap()) - &exact) / &exact).abs().max().double_value(&[]);
+                        assert!(error < 1e-6, "{what}: norm off by {error}");
+                        // A factor is off by two roundings of a gain.
+                        let first_size = first_size + (size_of(factors) + 1.0) * &second_size;
+                        check(&found.out, &first, &first_size, &what);
+                        check(&found.scaled.unwrap(), &second, &second_size, &what);
 
                         let masked = Backward { before: Some(&before), mask: Some(mask), ..back_request };
                         check_back(masked, &|of| of(&before) + back(of, &dy) + of(mask) * low(of));
@@ -336,7 +408,7 @@ mod tests {
                 let streams = &streams[..1 + usize::from(has_mask)];
                 let product = weight.product(over, 130, streams, None, finish).unwrap();
                 let mut out = vec![half::bf16::ZERO; 130 * product.widths().1];
-                pool.install(|| kernels::multiply_many(isa, &product, &mut out, None));
+                pool.install(|| kernels::multiply_many(isa, &product, Results { out: &mut out, ..Results::default() }));
                 out.iter().map(|value| value.to_bits()).collect::<Vec<_>>()
             };
             let one = bytes(1);

@@ -181,11 +181,24 @@ pub struct LowRank<'a> {
     pub matrix: &'a [bf16],
 }
 
+/// Row norms of the weight and an adapter's product, `|W + s B A|`, which come of products with `A`'s few rows.
+#[derive(Clone, Copy, Debug)]
+pub struct Norm<'a> {
+    pub rank: usize,
+    /// `A`, `[rank, columns]`.
+    pub lora_a: &'a [bf16],
+    /// `2 s B^T`, `[rank, rows]`.
+    pub twice_b: &'a [f32],
+    /// `|W|^2 + |s B A|^2` of each row, `[rows]`.
+    pub squares: &'a [f32],
+}
+
 /// What becomes of the sums, before they are rounded.
 #[derive(Clone, Copy, Debug)]
 pub enum Finish<'a> {
-    /// Over columns: `first + change second + bias`, `[rows]` each; `second` alone is a result too. With a `mask`
-    /// `[n, columns]` the second stream's `x` is the first's times the mask, but for rounding.
+    /// Over columns: `first + change second + bias`, `[rows]` each; `second` alone is a result too. Where there is a [`Norm`],
+    /// `change` is DoRA's magnitude `m`, and the sums are multiplied by `m / norm - 1`. With a `mask` `[n, columns]` the second
+    /// stream's `x` is the first's times the mask, but for rounding.
     Outputs { bias: Option<&'a [f32]>, change: Option<&'a [f32]>, mask: Option<&'a [bf16]> },
     /// Over rows: `before + first + mask second`, `[n, columns]` each. If both streams have an `x`, it is the same.
     Gradients { before: Option<&'a [bf16]>, mask: Option<&'a [bf16]> },
@@ -205,7 +218,20 @@ pub struct Product<'a> {
     /// One or two.
     pub streams: &'a [Stream<'a>],
     pub low_rank: Option<LowRank<'a>>,
+    /// Only over columns.
+    pub norm: Option<Norm<'a>>,
     pub finish: Finish<'a>,
+}
+
+/// Where results go.
+#[derive(Debug, Default)]
+pub struct Results<'a> {
+    /// `[n, width]`.
+    pub out: &'a mut [bf16],
+    /// The second stream's sums, `[n, width]`.
+    pub scaled: Option<&'a mut [bf16]>,
+    /// Those of [`Norm`], `[rows]`.
+    pub norms: Option<&'a mut [f32]>,
 }
 
 impl Product<'_> {
@@ -217,8 +243,8 @@ impl Product<'_> {
         }
     }
 
-    /// Whether everything has the size that it should have, results of so many elements included.
-    pub fn fits(&self, out: usize, scaled: Option<usize>) -> bool {
+    /// Whether everything has the size that it should have.
+    pub fn fits(&self, results: &Results<'_>) -> bool {
         let (summed, width) = self.widths();
         let (n, is) = (self.n, |values: Option<usize>, expected: usize| values.is_none_or(|len| len == expected));
         let len = |values: Option<&[bf16]>| values.map(<[bf16]>::len);
@@ -234,9 +260,20 @@ impl Product<'_> {
             }
             Finish::Gradients { before, mask } => is(len(before), n * width) && is(len(mask), n * width),
         };
-        let is_of_columns = matches!(self.finish, Finish::Outputs { .. }) == (self.over == Over::Columns);
-        let results = out == n * width && is(scaled, n * width);
-        matches!(self.streams.len(), 1 | 2) && streams && low_rank && finish && is_of_columns && results
+        let is_over_columns = self.over == Over::Columns;
+        let is_of_columns = matches!(self.finish, Finish::Outputs { .. }) == is_over_columns;
+        let norm = match &self.norm {
+            Some(Norm { rank, lora_a, twice_b, squares }) => {
+                let sizes = [lora_a.len(), twice_b.len(), squares.len()];
+                is_over_columns && sizes == [rank * self.columns, rank * self.rows, self.rows]
+            }
+            None => true,
+        };
+        let norms = results.norms.as_ref().map(|norms| norms.len());
+        let norm = norm && norms == self.norm.map(|_| self.rows);
+        let scaled = results.scaled.as_ref().map(|scaled| scaled.len());
+        let results = results.out.len() == n * width && is(scaled, n * width);
+        matches!(self.streams.len(), 1 | 2) && streams && low_rank && norm && finish && is_of_columns && results
     }
 }
 
@@ -390,11 +427,10 @@ pub fn can_multiply_many(isa: Isa) -> bool {
     isa >= Isa::Avx512Bf16 && isa.is_available()
 }
 
-/// Computes a product, where [`can_multiply_many`] says that it can and sizes fit ([`Product::fits`]); else nothing. `scaled`
-/// takes the second stream's sums.
-pub fn multiply_many(isa: Isa, product: &Product<'_>, out: &mut [bf16], scaled: Option<&mut [bf16]>) {
+/// Computes a product, where [`can_multiply_many`] says that it can and sizes fit ([`Product::fits`]); else nothing.
+pub fn multiply_many(isa: Isa, product: &Product<'_>, results: Results<'_>) {
     #[cfg(target_arch = "x86_64")]
-    gemm::multiply_many(isa, product, out, scaled);
+    gemm::multiply_many(isa, product, results);
 }
 
 /// Shares out the rows of all matrices: calls `multiply_row` with a row's bytes, scales and rounding, up to four rows of `x`, and

@@ -117,6 +117,23 @@ impl<'a> Rows<'a> {
     }
 }
 
+/// The sums of row `idx` of 32 rows of tokens with 32 rows of the weight, as [`turn_rows`] orders these, or turned.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+pub fn row_of(sums: &Sums, idx: usize, is_turned: bool) -> [f32; DEPTH] {
+    let (half, idx) = (idx / SIDE, idx % SIDE);
+    if is_turned {
+        return std::array::from_fn(|row| sums.0[2 * (row / SIDE) + half][row % SIDE][idx]);
+    }
+    let [even, odd] = [&sums.0[2 * half][idx], &sums.0[2 * half + 1][idx]];
+    std::array::from_fn(|row| if row % 2 == 0 { even[row / 2] } else { odd[row / 2] })
+}
+
+/// Adds to `sums` the products of `a` and `b`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+pub fn add_products(a: &[f32; DEPTH], b: &[f32; DEPTH], sums: &mut [f32; DEPTH]) {
+    sums.iter_mut().zip(a.iter().zip(b)).for_each(|(sum, (a, b))| *sum = a.mul_add(*b, *sum));
+}
+
 /// Adds to `first` the sums `second`, each of the 32 rows of the weight by its factor.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 pub fn add_gained(first: &mut Sums, second: &Sums, factors: Option<[f32; DEPTH]>) {

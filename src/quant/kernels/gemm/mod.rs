@@ -26,7 +26,7 @@ use std::ops::Range;
 use half::bf16;
 use rayon::prelude::*;
 
-use super::{Finish, Isa, Over, Product};
+use super::{Finish, Isa, Norm, Over, Product, Results};
 use crate::quant::nf4::BLOCK;
 use dropped::Dropped;
 use layout::{Order, PAIR_ROWS, UNIT, unit_lines};
@@ -57,6 +57,8 @@ struct Scratch {
     columns: Vec<Line>,
     /// Those elements' sums.
     elements: Vec<[f32; 4]>,
+    /// Of the rows of [`Norm::lora_a`].
+    norm_sums: Vec<Sums>,
 }
 
 /// Rows of tokens as a product's tasks read them.
@@ -64,12 +66,33 @@ struct Scratch {
 struct Tokens {
     /// For each 32 rows the tiles of all factors, then those of the low-rank factor.
     lines: Vec<Line>,
+    /// The same of [`Norm::lora_a`].
+    norm_lines: Vec<Line>,
     dropped: Dropped,
 }
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
     static TOKENS: RefCell<Tokens> = RefCell::default();
+}
+
+/// The memory of norms, which tasks fill side by side.
+struct Norms {
+    first: *mut f32,
+    len: usize,
+}
+
+// SAFETY: as [`Out`].
+unsafe impl Sync for Norms {}
+
+impl Norms {
+    /// Writes 32 norms from a place on, as far as they are there.
+    fn write(&self, start: usize, norms: &[f32; DEPTH]) {
+        for (at, norm) in (start..self.len).zip(norms) {
+            // SAFETY: `at` is below `len`.
+            unsafe { self.first.add(at).write(*norm) }
+        }
+    }
 }
 
 /// A result's memory, which tasks fill side by side.
@@ -102,12 +125,11 @@ impl Out {
 
 /// Computes a product with the instructions `isa`, at least [`Isa::Avx512Bf16`]; columns are whole blocks. Where the processor
 /// has no such instructions, or sizes do not fit, nothing happens.
-pub fn multiply_many(isa: Isa, product: &Product<'_>, out: &mut [bf16], scaled: Option<&mut [bf16]>) {
+pub fn multiply_many(isa: Isa, product: &Product<'_>, results: Results<'_>) {
     let (summed, width) = product.widths();
     let n = product.n;
     let low_rank = product.low_rank.as_ref();
-    let fits = product.fits(out.len(), scaled.as_ref().map(|scaled| scaled.len()));
-    if !super::can_multiply_many(isa) || n == 0 || width == 0 || !fits {
+    if !super::can_multiply_many(isa) || n == 0 || width == 0 || !product.fits(&results) {
         return;
     }
     let depth = summed.div_ceil(DEPTH);
@@ -119,7 +141,7 @@ pub fn multiply_many(isa: Isa, product: &Product<'_>, out: &mut [bf16], scaled: 
     let pairs = n.div_ceil(PAIR_ROWS);
     // Taken, not borrowed: while it waits for others, a thread of the pool may begin another product.
     let mut tokens = TOKENS.take();
-    let Tokens { lines, dropped } = &mut tokens;
+    let Tokens { lines, norm_lines, dropped } = &mut tokens;
     let mask = dropped::mask(product).filter(|_| isa != Isa::Amx);
     let has_dropped = mask.is_some_and(|mask| dropped.fill(mask, product.columns));
     let has_turned_sums = isa == Isa::Amx && product.over == Over::Columns;
@@ -161,9 +183,23 @@ pub fn multiply_many(isa: Isa, product: &Product<'_>, out: &mut [bf16], scaled: 
             pack(low_rank.inner, low_rank.rank, None, low);
         }
     });
+    if let Some(Norm { rank, lora_a, .. }) = product.norm {
+        norm_lines.resize(rank.div_ceil(PAIR_ROWS) * depth * PAIR_LINES, Line::ZERO);
+        let pairs = norm_lines.par_chunks_exact_mut((depth * PAIR_LINES).max(1));
+        pairs.zip(lora_a.par_chunks((PAIR_ROWS * summed).max(1))).for_each(|(lines, x)| {
+            // SAFETY: the instructions are there (`can_multiply_many`).
+            unsafe {
+                match has_turned_sums {
+                    true => layout::pack_right(x, summed, lines),
+                    false => layout::pack_left(x, summed, None, Order::AsTheyCome, lines),
+                }
+            }
+        });
+    }
     let outs = Outs {
-        out: Out { first: out.as_mut_ptr(), n, width },
-        scaled: scaled.map(|scaled| Out { first: scaled.as_mut_ptr(), n, width }),
+        out: Out { first: results.out.as_mut_ptr(), n, width },
+        scaled: results.scaled.map(|scaled| Out { first: scaled.as_mut_ptr(), n, width }),
+        norms: results.norms.map(|norms| Norms { first: norms.as_mut_ptr(), len: norms.len() }),
     };
     let token_tasks = (pairs * n_streams).div_ceil(TASK_PAIRS).min(pairs);
     let units = width.div_ceil(UNIT);
@@ -175,9 +211,10 @@ pub fn multiply_many(isa: Isa, product: &Product<'_>, out: &mut [bf16], scaled: 
         let (pairs, units) = (part(task / tasks, token_tasks, pairs), part(task % tasks, tasks, units));
         let mut scratch = SCRATCH.take();
         let dropped = has_dropped.then_some(&tokens.dropped);
-        let lines = &tokens.lines;
+        let (lines, norm_lines) = (&tokens.lines, &tokens.norm_lines);
+        let outs = &outs;
         let work =
-            Work { isa, product, lines, dropped, has_turned_sums, depth, chunk, low_depth, low_line, outs: &outs };
+            Work { isa, product, lines, norm_lines, dropped, has_turned_sums, depth, chunk, low_depth, low_line, outs };
         work.run(pairs, units, &mut scratch);
         SCRATCH.set(scratch);
     });
@@ -187,6 +224,7 @@ pub fn multiply_many(isa: Isa, product: &Product<'_>, out: &mut [bf16], scaled: 
 struct Outs {
     out: Out,
     scaled: Option<Out>,
+    norms: Option<Norms>,
 }
 
 /// What the tasks of a product share.
@@ -195,6 +233,7 @@ struct Work<'a> {
     product: &'a Product<'a>,
     /// As in [`Tokens`].
     lines: &'a [Line],
+    norm_lines: &'a [Line],
     /// Where the second product is made of the first.
     dropped: Option<&'a Dropped>,
     /// Whether sums have a row for each row of the weight, not of tokens.
@@ -212,7 +251,7 @@ struct Work<'a> {
 impl Work<'_> {
     /// The rows of `pairs` and the columns of `units` of the result.
     fn run(&self, pairs: Range<usize>, units: Range<usize>, scratch: &mut Scratch) {
-        let Scratch { expanded, low, sums, columns, elements } = scratch;
+        let Scratch { expanded, low, sums, columns, elements, norm_sums } = scratch;
         let depth = self.depth;
         let n_streams = self.product.streams.len();
         expanded.resize(unit_lines(CHUNK), Line::ZERO);
@@ -222,6 +261,8 @@ impl Work<'_> {
         if sums.len() < n_sums {
             sums.resize(n_sums, Sums::ZERO);
         }
+        let norm_pairs = self.product.norm.map_or(0, |norm| norm.rank.div_ceil(PAIR_ROWS));
+        norm_sums.resize(2 * units.len() * norm_pairs, Sums::ZERO);
         elements.clear();
         elements.resize(self.count_elements(pairs.clone(), units.clone()), [0.0; 4]);
         // SAFETY: `multiply_many` has asked whether they are there, and enough.
@@ -249,7 +290,13 @@ impl Work<'_> {
                     let weight = &expanded[half * len * PAIR_LINES..][..len * PAIR_LINES];
                     let low = &low[half * self.low_depth * PAIR_LINES..][..self.low_depth * PAIR_LINES];
                     let sums = &mut sums[half * pairs.len() * n_streams..][..pairs.len() * n_streams];
-                    let group = 2 * unit + half;
+                    let (group, column) = (2 * unit + half, unit * UNIT + half * DEPTH);
+                    let norm_sums = &mut norm_sums[(2 * unit_idx + half) * norm_pairs..][..norm_pairs];
+                    for (pair, sums) in norm_sums.iter_mut().enumerate() {
+                        let tokens = &self.norm_lines[(pair * depth + start) * PAIR_LINES..][..len * PAIR_LINES];
+                        step(weight, tokens, Extent { rows: PAIR_ROWS, summed: len * DEPTH }, start > 0, sums);
+                    }
+                    let change = if is_last { self.change(column, norm_sums, pairs.start == 0) } else { None };
                     if self.with_elements().is_some() {
                         // SAFETY: the instructions are there (`multiply_many`).
                         unsafe { layout::turn_columns(weight, columns) }
@@ -298,7 +345,7 @@ impl Work<'_> {
                                 *sums = Sums::ZERO;
                             }
                         }
-                        self.finish(pair * PAIR_ROWS, unit * UNIT + half * DEPTH, sums);
+                        self.finish(pair * PAIR_ROWS, column, change, sums);
                     }
                 }
             }
@@ -361,31 +408,56 @@ impl Work<'_> {
         groups.flat_map(|(pair, group)| dropped.bits(pair, group)).map(|bits| bits.count_ones() as usize).sum()
     }
 
+    /// What multiplies the second stream's sums in 32 columns from `column` on, over columns. The first task of a column writes its
+    /// norm.
+    fn change(&self, column: usize, norm_sums: &[Sums], is_first: bool) -> Option<[f32; DEPTH]> {
+        let change = match self.product.finish {
+            Finish::Outputs { change, .. } => change.map(|change| layout::part(change, column)),
+            Finish::Gradients { .. } => None,
+        };
+        let (Some(norm), Some(norms)) = (&self.product.norm, &self.outs.norms) else { return change };
+        let mut squares = layout::part(norm.squares, column);
+        for (idx, twice_b) in norm.twice_b.chunks_exact(self.product.rows).enumerate() {
+            let sums = &norm_sums[idx / PAIR_ROWS];
+            // SAFETY: the instructions are there (`multiply_many`).
+            unsafe {
+                let sums = layout::row_of(sums, idx % PAIR_ROWS, self.has_turned_sums);
+                layout::add_products(&sums, &layout::part(twice_b, column), &mut squares);
+            }
+        }
+        // Rounding can push the sum of a vanishing row just below zero.
+        let values = squares.map(|square| square.max(0.0).sqrt());
+        if is_first {
+            norms.write(column, &values);
+        }
+        change.map(|magnitudes| std::array::from_fn(|at| magnitudes[at] / values[at] - 1.0))
+    }
+
     /// Makes results of sums: 32 rows of tokens from `row` on, 32 columns from `column` on.
-    fn finish(&self, row: usize, column: usize, sums: &mut [Sums]) {
+    fn finish(&self, row: usize, column: usize, change: Option<[f32; DEPTH]>, sums: &mut [Sums]) {
         let mut rounded = [Line::ZERO; PAIR_ROWS];
         // SAFETY: the instructions are there (`multiply_many`).
         unsafe {
             match self.product.finish {
-                Finish::Outputs { bias, change, .. } if !self.has_turned_sums => {
-                    let part = |of: Option<&[f32]>| of.map(|values| layout::part(values, column));
+                Finish::Outputs { bias, .. } if !self.has_turned_sums => {
+                    let bias = bias.map(|values| layout::part(values, column));
                     let (first, rest) = sums.split_at(1);
                     if let (Some(scaled), [second]) = (&self.outs.scaled, rest) {
                         layout::round_gained(second, None, None, &mut rounded);
                         scaled.write(row, column, &rounded);
                     }
-                    layout::round_gained(&first[0], rest.first().zip(part(change)), part(bias), &mut rounded);
+                    layout::round_gained(&first[0], rest.first().zip(change), bias, &mut rounded);
                 }
-                Finish::Outputs { bias, change, .. } => {
-                    let part = |of: Option<&[f32]>| of.map(|values| layout::part(values, column));
+                Finish::Outputs { bias, .. } => {
+                    let bias = bias.map(|values| layout::part(values, column));
                     if let [first, second] = sums {
-                        layout::add_gained(first, second, part(change));
+                        layout::add_gained(first, second, change);
                         if let Some(scaled) = &self.outs.scaled {
                             layout::round_transposed(second, None, &mut rounded);
                             scaled.write(row, column, &rounded);
                         }
                     }
-                    layout::round_transposed(&sums[0], part(bias), &mut rounded);
+                    layout::round_transposed(&sums[0], bias, &mut rounded);
                 }
                 Finish::Gradients { before, mask } => {
                     let at = row * self.outs.out.width + column;
