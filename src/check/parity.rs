@@ -136,14 +136,20 @@ fn ids(rng: &mut Rng, len: usize) -> Vec<u32> {
 /// What is trained on: a name, a batch, and how its targets count. Lengths differ, so that packing and padding show.
 fn objectives() -> Vec<(&'static str, Batch, Weigh<'static>)> {
     let mut rng = Rng::named(SEED, "check.records");
+    let beginning = ids(&mut rng, 9);
     let records: Vec<Tokens> = [33usize, 40, 7, 64]
         .iter()
-        .map(|&len| Tokens::new(ids(&mut rng, len), (0..len).map(|idx| idx % 4 != 1).collect()))
+        .map(|&len| {
+            // Most share what they begin with.
+            let ids = if len > 10 { [&*beginning, &ids(&mut rng, len)].concat() } else { ids(&mut rng, len) };
+            let is_target = (0..ids.len()).map(|idx| idx % 4 != 1).collect();
+            Tokens::new(ids, is_target)
+        })
         .collect();
     let pairs: Vec<PreferenceTokens> = [(20, 9, 14), (31, 5, 5), (3, 1, 40)]
         .iter()
         .map(|&(prompt, chosen, rejected)| PreferenceTokens {
-            prompt: ids(&mut rng, prompt),
+            prompt: [&*beginning, &ids(&mut rng, prompt)].concat(),
             chosen: ids(&mut rng, chosen),
             rejected: ids(&mut rng, rejected),
         })

@@ -149,8 +149,12 @@ impl Projection {
     pub(super) fn output_of(&self, part: &Part) -> Result<Tensor> {
         match (&part.output, &part.scaled, &self.adapter) {
             (None, Some(scaled), Some(adapter)) => {
-                let kind = scaled.f_kind()?;
-                let gain = gain_of(adapter)?.map(|gain| gain.f_to_kind(kind)).transpose()?;
+                let (kind, gain) = (scaled.f_kind()?, gain_of(adapter)?);
+                if let (Some(gain), true) = (&gain, rows::can_pass(&[scaled])) {
+                    let bias = self.bias.as_ref().map(|bias| bias.f_to_kind(Kind::Float)).transpose()?;
+                    return Ok(rows::scale_columns(scaled, gain, bias.as_ref())?);
+                }
+                let gain = gain.map(|gain| gain.f_to_kind(kind)).transpose()?;
                 Ok(match (gain, &self.bias) {
                     (Some(gain), Some(bias)) => bias.f_addcmul(scaled, &gain)?,
                     (Some(gain), None) => scaled.f_mul(&gain)?,

@@ -147,6 +147,18 @@ pub fn narrow(x: &Tensor, factor: f64) -> Result<Tensor> {
     Ok(out)
 }
 
+/// `factors x + bias`: `x` is `[n, width]`, the others `[width]` f32.
+///
+/// # Errors
+/// As [`rms_norm`].
+pub fn scale_columns(x: &Tensor, factors: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let (_, width) = x.size2()?;
+    fits(factors.size() == [width] && bias.is_none_or(|bias| bias.size() == [width]), x)?;
+    let mut out = x.f_empty_like()?;
+    rows::scale_columns(as_slice(x)?, as_slice(factors)?, bias.map(as_slice).transpose()?, as_slice_mut(&mut out)?);
+    Ok(out)
+}
+
 /// The sums over the rows of `a b` `[n, width]`, `[width]` f32.
 ///
 /// # Errors
@@ -182,6 +194,24 @@ mod tests {
         let bound = exact.abs() * (n * 1.01 * 2f64.powi(-8)) + size * 1e-6;
         let excess = ((double(found) - exact).abs() - bound).max().double_value(&[]);
         assert!(excess <= 0.0, "{excess} over");
+    }
+
+    #[test]
+    fn columns_are_scaled_and_rounded_once() {
+        let mut rng = Rng::named(63, "columns");
+        for shape in [[1, 1], [3, 33], [70, 130], [0, 5]] {
+            let x = draw(&mut rng, &shape);
+            let [factors, bias] = [(); 2].map(|()| rng.normal(&shape[1..], 1.0).unwrap());
+            for bias in [None, Some(&bias)] {
+                let exact = double(&x) * double(&factors) + bias.map_or(factors.to_kind(Kind::Double) * 0.0, double);
+                let found = scale_columns(&x, &factors, bias).unwrap();
+                // A product, a sum and the last rounding.
+                let size = (double(&x) * double(&factors)).abs() + exact.abs();
+                let excess = (double(&found) - &exact).abs() - exact.abs() / 256.0 - size * 2e-7;
+                assert!(found.size() == shape && bool::try_from(excess.le(0.0).all()).unwrap());
+            }
+        }
+        assert!(scale_columns(&draw(&mut rng, &[2, 3]), &Tensor::ones([4], (Kind::Float, Device::Cpu)), None).is_err());
     }
 
     #[test]

@@ -68,6 +68,12 @@ pub fn narrow_all(x: &[f32], factor: f32, out: &mut [bf16]) {
     x.par_chunks(TASK).zip(out.par_chunks_mut(TASK)).for_each(|(x, out)| narrow_elements(x, factor, out));
 }
 
+/// `factors x + bias`, `x` `[n, width]`, the others `[width]`, rounded once.
+pub fn scale_columns(x: &[bf16], factors: &[f32], bias: Option<&[f32]>, out: &mut [bf16]) {
+    let rows = (SUM_ROWS * factors.len()).max(1);
+    x.par_chunks(rows).zip(out.par_chunks_mut(rows)).for_each(|(x, out)| scale_rows(x, factors, bias, out));
+}
+
 /// The sums over the rows of `a b`, both `[n, width]`, for each column: `[width]`.
 pub fn column_sums(a: &[bf16], b: &[bf16], out: &mut [f32]) {
     let width = out.len().max(1);
@@ -285,6 +291,18 @@ fn drop_some(
 for_each_processor! {
     fn narrow_elements(x: &[f32], factor: f32, out: &mut [bf16]) {
         out.iter_mut().zip(x).for_each(|(out, x)| *out = narrow(x * factor));
+    }
+}
+
+for_each_processor! {
+    fn scale_rows(x: &[bf16], factors: &[f32], bias: Option<&[f32]>, out: &mut [bf16]) {
+        for (x, out) in x.chunks_exact(factors.len()).zip(out.chunks_exact_mut(factors.len())) {
+            let pairs = out.iter_mut().zip(x.iter().zip(factors));
+            match bias {
+                Some(bias) => pairs.zip(bias).for_each(|((out, (x, factor)), bias)| *out = narrow(x.widen() * factor + bias)),
+                None => pairs.for_each(|(out, (x, factor))| *out = narrow(x.widen() * factor)),
+            }
+        }
     }
 }
 

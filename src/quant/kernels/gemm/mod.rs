@@ -261,15 +261,15 @@ impl Work<'_> {
         if sums.len() < n_sums {
             sums.resize(n_sums, Sums::ZERO);
         }
-        let norm_pairs = self.product.norm.map_or(0, |norm| norm.rank.div_ceil(PAIR_ROWS));
+        let norm_rank = self.product.norm.map_or(0, |norm| norm.rank);
+        let norm_pairs = norm_rank.div_ceil(PAIR_ROWS);
         norm_sums.resize(2 * units.len() * norm_pairs, Sums::ZERO);
         elements.clear();
         elements.resize(self.count_elements(pairs.clone(), units.clone()), [0.0; 4]);
         // SAFETY: `multiply_many` has asked whether they are there, and enough.
         let engine = unsafe { Engine::new(self.isa) };
-        let step = |weight: &[Line], tokens: &[Line], extent: Extent, adds: bool, sums: &mut Sums| match self
-            .has_turned_sums
-        {
+        let is_turned = self.has_turned_sums;
+        let step = |weight: &[Line], tokens: &[Line], extent: Extent, adds: bool, sums: &mut Sums| match is_turned {
             true => engine.step(weight, tokens, Extent { rows: PAIR_ROWS, ..extent }, adds, sums),
             false => engine.step(tokens, weight, extent, adds, sums),
         };
@@ -294,7 +294,8 @@ impl Work<'_> {
                     let norm_sums = &mut norm_sums[(2 * unit_idx + half) * norm_pairs..][..norm_pairs];
                     for (pair, sums) in norm_sums.iter_mut().enumerate() {
                         let tokens = &self.norm_lines[(pair * depth + start) * PAIR_LINES..][..len * PAIR_LINES];
-                        step(weight, tokens, Extent { rows: PAIR_ROWS, summed: len * DEPTH }, start > 0, sums);
+                        let rows = (norm_rank - pair * PAIR_ROWS).min(PAIR_ROWS);
+                        step(weight, tokens, Extent { rows, summed: len * DEPTH }, start > 0, sums);
                     }
                     let change = if is_last { self.change(column, norm_sums, pairs.start == 0) } else { None };
                     if self.with_elements().is_some() {
@@ -313,13 +314,8 @@ impl Work<'_> {
                         let n_factors = if self.dropped.is_some() { 1 } else { n_streams };
                         for (idx, stream) in self.product.streams[..n_factors].iter().enumerate() {
                             if stream.x.is_some() {
-                                step(
-                                    weight,
-                                    tokens(idx),
-                                    Extent { rows, summed: len * DEPTH },
-                                    start > 0,
-                                    &mut sums[idx],
-                                );
+                                let extent = Extent { rows, summed: len * DEPTH };
+                                step(weight, tokens(idx), extent, start > 0, &mut sums[idx]);
                                 has_sums[idx] = true;
                             }
                         }
@@ -479,15 +475,8 @@ impl Work<'_> {
             match self.product.over {
                 Over::Columns => {
                     let blocks = (start * DEPTH / BLOCK, len * DEPTH / BLOCK);
-                    layout::expand_rows(
-                        source,
-                        rounding,
-                        (rows, columns),
-                        unit * UNIT,
-                        blocks,
-                        self.weight_order(),
-                        out,
-                    );
+                    let order = self.weight_order();
+                    layout::expand_rows(source, rounding, (rows, columns), unit * UNIT, blocks, order, out);
                     if !self.has_turned_sums {
                         layout::turn_rows(&mut out[..unit_lines(len)]);
                     }
