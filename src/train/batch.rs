@@ -11,7 +11,7 @@ use crate::config::NllOn;
 use crate::model::Segment;
 use crate::text::Tokens;
 
-/// Tokens that are worth sharing: fewer make more work of attention than they save elsewhere.
+/// Fewer tokens are not shared: each segment that begins costs attention tiles of its own.
 const MIN_SHARED: usize = 4;
 
 /// A packed micro-batch, still plain numbers.
