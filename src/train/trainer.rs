@@ -37,6 +37,7 @@ pub struct Plan<'a> {
     pub training: &'a Training,
     /// Whether each epoch has its own order.
     pub shuffle: bool,
+    /// Which records of a batch share the tokens that they begin with.
     pub sharing: Sharing,
     pub trained: Trained<'a>,
     /// Folder of checkpoints and `metrics.jsonl`.
