@@ -11,13 +11,12 @@ use super::rope::Rotation;
 use super::{Config, Result};
 use crate::quant::{PackedHeads, attend_packed, attend_packed_backward, rows};
 
-/// What a block's tokens attend to.
+/// Where the keys and values of packed records go: those of record `i`, `lens[i]` tokens, to row `first + i`.
 #[derive(Debug)]
-pub(super) enum Context<'a> {
-    /// Records of a packed row, each to itself.
-    Packed(&'a Packed),
-    /// As `Packed`, storing the keys and values of record `i`, `lens[i]` tokens, in row `first + i`.
-    Prefill { packed: &'a Packed, lens: &'a [i64], first: i64, cache: &'a mut LayerCache },
+pub(super) struct Store<'a> {
+    pub lens: &'a [i64],
+    pub first: i64,
+    pub cache: &'a mut LayerCache,
 }
 
 /// Queries `[tokens, heads * head_dim]`, keys and values `[tokens, kv_heads * head_dim]`, before rotation.
@@ -54,18 +53,18 @@ impl<'a> Heads<'a> {
     }
 }
 
-/// Attends: `[tokens, heads * head_dim]`.
-pub(super) fn attend(context: &mut Context<'_>, heads: &Heads<'_>) -> Result<Tensor> {
-    let (packed, rotated_keys) = match context {
-        Context::Packed(packed) => (*packed, None),
-        Context::Prefill { packed, lens, first, cache } => {
+/// Attends to packed records, each to itself, and stores their keys and values where they are to be: `[tokens, heads * head_dim]`.
+pub(super) fn attend(packed: &Packed, store: Option<Store<'_>>, heads: &Heads<'_>) -> Result<Tensor> {
+    let rotated_keys = match store {
+        None => None,
+        Some(Store { lens, first, cache }) => {
             let (keys, values) = (heads.rotated(heads.keys)?, heads.split(heads.values)?);
             let mut start = 0;
-            for (row, &len) in (*first..).zip(lens.iter()) {
+            for (row, &len) in (first..).zip(lens) {
                 cache.prefill(row, &keys.f_narrow(0, start, len)?, &values.f_narrow(0, start, len)?)?;
                 start += len;
             }
-            (*packed, Some(keys))
+            Some(keys)
         }
     };
     if let Some(own) = heads.own(packed) {
@@ -99,7 +98,7 @@ impl<'a> Attended<'a> {
         let leaves = [leaf(heads.queries)?, leaf(heads.keys)?, leaf(heads.values)?];
         let [queries, keys, values] = &leaves;
         let heads = Heads { head_dim: heads.head_dim, rotation: heads.rotation, queries, keys, values };
-        let graph = with_grad(|| attend(&mut Context::Packed(packed), &heads))?;
+        let graph = with_grad(|| attend(packed, None, &heads))?;
         Ok(Self { out: graph.f_detach()?, way_back: WayBack::Graph(graph, leaves) })
     }
 
@@ -139,7 +138,7 @@ mod tests {
             let [queries, keys, values, grad] = [&queries, &keys, &values, &grad].map(|x| x.to_kind(kind));
             let rotation = rope.at(&packed.positions, Placement { device: Device::Cpu, dtype: kind }).unwrap();
             let heads = Heads { head_dim, rotation: &rotation, queries: &queries, keys: &keys, values: &values };
-            let forward = attend(&mut Context::Packed(&packed), &heads).unwrap();
+            let forward = attend(&packed, None, &heads).unwrap();
             let attended = Attended::new(&packed, &heads).unwrap();
             assert_eq!(
                 (&forward, matches!(attended.way_back, WayBack::Own(_))),

@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 
-use super::attention::{Context, Heads, attend};
+use super::attention::{Heads, Store, attend};
 use super::kv_cache::{LayerCache, Step};
 use super::norm::rms_norm;
 use super::packing::Packed;
@@ -10,6 +10,7 @@ use super::projection::{Projection, Weight, Workspace, decode_each};
 use super::rope::Rotation;
 use super::{Config, Result};
 use crate::quant::rows;
+use crate::tensor::pick_rows;
 
 /// What a block is applied to beside its input.
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +27,7 @@ pub struct Pass<'a> {
 impl Pass<'_> {
     /// The wanted rows of `x`.
     pub(super) fn pick(&self, x: &Tensor) -> Result<Tensor> {
-        pick(x, self.wanted)
+        Ok(pick_rows(x, self.wanted)?)
     }
 
     /// The reverse of [`Pass::pick`]: `n` rows, those that are not wanted zero.
@@ -41,14 +42,6 @@ impl Pass<'_> {
     }
 }
 
-/// Some rows of `x`, or all.
-fn pick(x: &Tensor, wanted: Option<&Tensor>) -> Result<Tensor> {
-    Ok(match wanted {
-        Some(rows) => x.f_index_select(0, rows)?,
-        None => x.shallow_clone(),
-    })
-}
-
 /// A decoder block. Its projections are in the order of [`Config::projections`].
 #[derive(Debug)]
 pub struct Block {
@@ -60,22 +53,22 @@ pub struct Block {
 }
 
 impl Block {
-    /// Applies the block to `x` `[tokens, hidden]`. Dropout and what is wanted are as in [`Pass`].
+    /// Applies the block to `x` `[tokens, hidden]`.
     pub(super) fn forward(
         &mut self,
         config: &Config,
         x: &Tensor,
-        (rotation, context): (&Rotation, &mut Context<'_>),
-        (dropout_seed, wanted): (Option<u64>, Option<&Tensor>),
+        pass: Pass<'_>,
+        store: Option<Store<'_>>,
         workspace: &mut Workspace,
     ) -> Result<Tensor> {
         let [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj] = &mut self.projections;
-        let mut apply = |projection: &mut Projection, x: &Tensor| projection.forward(x, dropout_seed, workspace);
+        let mut apply = |projection: &mut Projection, x: &Tensor| projection.forward(x, pass.dropout_seed, workspace);
 
         let normed = rms_norm(x, &self.input_layernorm, config.rms_norm_eps)?;
         let [q, k, v] = [apply(q_proj, &normed)?, apply(k_proj, &normed)?, apply(v_proj, &normed)?];
-        let attended = attend(context, &Heads::new(config, rotation, [&q, &k, &v]))?;
-        let x = pick(x, wanted)?.f_add(&apply(o_proj, &pick(&attended, wanted)?)?)?;
+        let attended = attend(pass.packed, store, &Heads::new(config, pass.rotation, [&q, &k, &v]))?;
+        let x = pass.pick(x)?.f_add(&apply(o_proj, &pass.pick(&attended)?)?)?;
 
         let normed = rms_norm(&x, &self.post_attention_layernorm, config.rms_norm_eps)?;
         let (gate, up) = (apply(gate_proj, &normed)?, apply(up_proj, &normed)?);

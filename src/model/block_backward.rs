@@ -6,7 +6,7 @@
 
 use tch::{Device, Tensor, no_grad};
 
-use super::attention::{Attended, Context, Heads, attend};
+use super::attention::{Attended, Heads, attend};
 use super::block::{Block, Pass, gated};
 use super::norm::{rms_norm, rms_norm_backward};
 use super::projection::Workspace;
@@ -111,7 +111,7 @@ impl Block {
             let mut kept = Kept::input(x);
             let eps = config.rms_norm_eps;
             let (_, [q, k, v]) = self.heads(&mut kept, eps, pass, workspace)?;
-            let attended = attend(&mut Context::Packed(pass.packed), &Heads::new(config, pass.rotation, [&q, &k, &v]))?;
+            let attended = attend(pass.packed, None, &Heads::new(config, pass.rotation, [&q, &k, &v]))?;
             drop((q, k, v));
             let attended = pass.pick(&attended)?;
             let middle = pass.pick(x)?.f_add(&self.part(&mut kept, O, &attended, pass, workspace)?)?;

@@ -47,11 +47,6 @@ pub struct Adapter {
 }
 
 impl Adapter {
-    /// Whether DoRA's norm is missing.
-    pub(super) fn lacks_norm(&self) -> bool {
-        self.norm.is_none() && self.weight_squared.is_some()
-    }
-
     /// What a product with the weight needs to compute DoRA's norm on the way, where it is missing: `2 s B^T`, and the squares of
     /// [`dora_squares`].
     pub(super) fn missing_norm(&self) -> Result<Option<[Tensor; 2]>> {
@@ -132,11 +127,20 @@ impl Projection {
     }
 
     /// Computes DoRA's norm where the parameters have changed since.
-    pub(super) fn refresh_norm(&mut self, weight: &Tensor) -> Result<()> {
+    fn refresh_norm(&mut self, weight: &Tensor) -> Result<()> {
         if let Some(adapter) = &mut self.adapter
             && let (None, Some(squared)) = (&adapter.norm, &adapter.weight_squared)
         {
             adapter.norm = Some(dora_norm(&adapter.lora, weight, squared)?);
+        }
+        Ok(())
+    }
+
+    /// As [`Projection::refresh_norm`], where the weight is not expanded: it is for this, once for an optimizer step.
+    pub(super) fn require_norm(&mut self, kind: Kind, workspace: &mut Workspace) -> Result<()> {
+        if self.adapter.as_ref().is_some_and(|adapter| adapter.norm.is_none() && adapter.weight_squared.is_some()) {
+            let weight = self.weight(kind, workspace)?;
+            self.refresh_norm(&weight)?;
         }
         Ok(())
     }
@@ -211,11 +215,8 @@ impl Projection {
     /// The layer's output from the product `W x`, adapter and bias included: the low-rank product is computed in f32, as PEFT does
     /// outside autocast.
     fn adapt(&mut self, base: Tensor, x: &Tensor, workspace: &mut Workspace) -> Result<Tensor> {
-        let (Some(adapter), Weight::Nf4(weight)) = (&mut self.adapter, &self.weight) else { return Ok(base) };
-        if let (None, Some(squared)) = (&adapter.norm, &adapter.weight_squared) {
-            let weight = workspace.expand(self.name, weight, x.f_kind()?)?;
-            adapter.norm = Some(dora_norm(&adapter.lora, &weight, squared)?);
-        }
+        self.require_norm(x.f_kind()?, workspace)?;
+        let Some(adapter) = &self.adapter else { return Ok(base) };
         Ok(adapter.lora.forward_from(base, x, self.bias.as_ref(), adapter.norm.as_ref(), Kind::Float)?)
     }
 }

@@ -179,11 +179,7 @@ impl Projection {
     ) -> Result<(Tensor, Vec<Tensor>)> {
         let kind = x.f_kind()?;
         let expanded = self.prepare(x, workspace)?;
-        if self.adapter.as_ref().is_some_and(Adapter::lacks_norm) {
-            // No forward pass with these parameters has taken the weight as it is.
-            let weight = self.weight(kind, workspace)?;
-            self.refresh_norm(&weight)?;
-        }
+        self.require_norm(kind, workspace)?;
         let matrix = self.matrix(expanded);
         let Some(adapter) = &self.adapter else {
             let dx = match &matrix {
@@ -364,6 +360,10 @@ mod tests {
                         let part = projection.forward_keeping(&x, Some(3), workspace).unwrap();
                         let y = projection.output_of(&part).unwrap();
                         let part = keeps.then_some(part);
+                        if !keeps {
+                            // Nor is DoRA's norm kept.
+                            projection.parameters_changed();
+                        }
                         let (dx, own) = projection.backward(&x, &dy, part, Some(dx), Some(3), workspace).unwrap();
                         [y, dx].into_iter().chain(own).collect::<Vec<_>>()
                     })

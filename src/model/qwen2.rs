@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor, no_grad};
 
-use super::attention::Context;
+use super::attention::Store;
 use super::block::{Block, Pass};
 use super::block_backward::Kept;
 use super::kv_cache::KvCache;
@@ -79,8 +79,7 @@ impl Qwen2 {
     /// # Errors
     /// When shapes do not fit or memory is short.
     pub fn run_block(&mut self, idx: usize, x: &Tensor, pass: Pass<'_>) -> Result<Tensor> {
-        let how = (pass.dropout_seed, pass.wanted);
-        self.visit(idx, x, (pass.rotation, &mut Context::Packed(pass.packed)), how)
+        self.blocks[idx].forward(&self.config, x, pass, None, &mut self.workspace)
     }
 
     /// As [`Qwen2::run_block`] without gradient, keeping what [`Qwen2::block_backward`] can use.
@@ -111,16 +110,6 @@ impl Qwen2 {
     /// Whether no dense weight is trained.
     pub fn trains_adapters_only(&self) -> bool {
         self.dense_weights().iter().all(|(_, tensor)| !tensor.requires_grad())
-    }
-
-    fn visit(
-        &mut self,
-        idx: usize,
-        x: &Tensor,
-        context: (&Rotation, &mut Context<'_>),
-        how: (Option<u64>, Option<&Tensor>),
-    ) -> Result<Tensor> {
-        self.blocks[idx].forward(&self.config, x, context, how, &mut self.workspace)
     }
 
     /// The final norm, `[n, hidden]`.
@@ -213,9 +202,10 @@ impl Qwen2 {
             let last = Tensor::f_from_slice(&last)?.f_to_device(self.placement.device)?;
             let mut x = self.embed(&packed.ids)?;
             for idx in 0..self.blocks.len() {
-                let mut context = Context::Prefill { packed, lens, first, cache: &mut cache.layers[idx] };
                 let wanted = Some(&last).filter(|_| idx + 1 == self.blocks.len());
-                x = self.visit(idx, &x, (&rotation, &mut context), (None, wanted))?;
+                let pass = Pass { rotation: &rotation, packed, dropout_seed: None, wanted };
+                let store = Some(Store { lens, first, cache: &mut cache.layers[idx] });
+                x = self.blocks[idx].forward(&self.config, &x, pass, store, &mut self.workspace)?;
             }
             cache.lengths.extend(lens);
             Ok(x)

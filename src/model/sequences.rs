@@ -11,7 +11,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::Result;
 use crate::quant::Segment;
-use crate::tensor::upload;
+use crate::tensor::{pick_rows, upload_index};
 
 /// The most elements of attention scores per head that exist at a time on the CPU where sequences are short enough, so that memory
 /// grows with tokens, not their square.
@@ -21,6 +21,9 @@ pub const MAX_GROUP_SCORES: i64 = 1 << 20;
 #[derive(Debug)]
 pub(super) struct Sequences {
     groups: Vec<Group>,
+    /// Where attention goes by the matrix of scores, what is added to them for the longest sequence: `[len, len]` f32, minus infinity
+    /// for the keys after a query.
+    unseen: Option<Tensor>,
     /// `[tokens]` i64: each token's row in the groups' rows one after another. `None` when that is the identity.
     unpack: Option<Tensor>,
 }
@@ -38,16 +41,13 @@ impl Sequences {
     /// The layout of records.
     pub fn new(segments: &[Segment], device: Device) -> Result<Self> {
         let n_tokens: usize = segments.iter().map(|segment| segment.len).sum();
-        let max_scores = if device == Device::Cpu { MAX_GROUP_SCORES } else { i64::MAX };
+        let by_scores = device == Device::Cpu;
+        let max_scores = if by_scores { MAX_GROUP_SCORES } else { i64::MAX };
         let mut sequences = sequences(segments);
         sequences.sort_by_key(|rows| std::cmp::Reverse(rows.len()));
-        let is_identity = |rows: &[i64]| rows.len() == n_tokens && rows.iter().zip(0..).all(|(&row, idx)| row == idx);
-        let place = |rows: &[i64]| -> Result<Option<Tensor>> {
-            if is_identity(rows) {
-                return Ok(None);
-            }
-            Ok(Some(upload(rows, device)?))
-        };
+        let longest = sequences.first().map_or(0, Vec::len).max(1) as i64;
+        let all = || Tensor::f_full([longest, longest], f64::NEG_INFINITY, (Kind::Float, device));
+        let unseen = if by_scores { Some(all()?.f_triu_(1)?) } else { None };
         let mut unpack = vec![0i64; n_tokens];
         let (mut groups, mut n_rows) = (Vec::new(), 0);
         let mut rest = sequences.as_slice();
@@ -66,46 +66,30 @@ impl Sequences {
                 n_rows += len as i64;
                 gather.extend(rows.iter().copied().chain(std::iter::repeat_n(0, len - rows.len())));
             }
-            groups.push(Group { gather: place(&gather)?, n: members.len() as i64, len: len as i64 });
+            let gather = upload_index(&gather, n_tokens, device)?;
+            groups.push(Group { gather, n: members.len() as i64, len: len as i64 });
         }
-        let unpack = if n_rows == n_tokens as i64 { place(&unpack)? } else { Some(upload(&unpack, device)?) };
-        Ok(Self { groups, unpack })
+        Ok(Self { groups, unseen, unpack: upload_index(&unpack, n_rows as usize, device)? })
     }
 
     /// Attends with rotated queries `[tokens, heads, head_dim]`, keys and values `[tokens, kv_heads, head_dim]`. Gives
     /// `[tokens, heads * head_dim]`.
     pub fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-        match q.device() {
-            Device::Cpu => self.attend_by(Group::attend_by_scores, q, k, v),
-            _ => self.attend_by(Group::attend_fused, q, k, v),
-        }
-    }
-
-    fn attend_by(
-        &self,
-        attend: impl Fn(&Group, [&Tensor; 3]) -> Result<Tensor>,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-    ) -> Result<Tensor> {
         let mut rows = Vec::with_capacity(self.groups.len());
         for group in &self.groups {
-            rows.push(attend(group, [q, k, v])?);
+            rows.push(match &self.unseen {
+                Some(unseen) => group.attend_by_scores(unseen, [q, k, v])?,
+                None => group.attend_fused([q, k, v])?,
+            });
         }
         let rows = if rows.len() == 1 { rows.swap_remove(0) } else { Tensor::f_cat(&rows, 0)? };
-        Ok(match &self.unpack {
-            Some(unpack) => rows.f_index_select(0, unpack)?,
-            None => rows,
-        })
+        Ok(pick_rows(&rows, self.unpack.as_ref())?)
     }
 }
 
 impl Group {
     fn gathered(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(match &self.gather {
-            Some(index) => x.f_index_select(0, index)?,
-            None => x.shallow_clone(),
-        })
+        Ok(pick_rows(x, self.gather.as_ref())?)
     }
 
     /// `[n * len, heads * head_dim]`, padded rows included.
@@ -129,8 +113,8 @@ impl Group {
         Ok(out.f_transpose(1, 2)?.f_reshape([n * len, heads * head_dim])?)
     }
 
-    /// As [`Group::attend_fused`], scores and softmax in f32.
-    fn attend_by_scores(&self, [q, k, v]: [&Tensor; 3]) -> Result<Tensor> {
+    /// As [`Group::attend_fused`], scores and softmax in f32. `unseen` is that of [`Sequences`].
+    fn attend_by_scores(&self, unseen: &Tensor, [q, k, v]: [&Tensor; 3]) -> Result<Tensor> {
         let (_, heads, head_dim) = q.size3()?;
         let kv_heads = k.size3()?.1;
         let per_kv = heads / kv_heads;
@@ -145,7 +129,7 @@ impl Group {
         let v = v.f_reshape([n * kv_heads, len, head_dim])?;
 
         let scores = q.f_mul_scalar(1.0 / (head_dim as f64).sqrt())?.f_bmm(&k)?;
-        let unseen = Tensor::f_full([len, len], f64::NEG_INFINITY, (Kind::Float, q.device()))?.f_triu_(1)?;
+        let unseen = unseen.f_narrow(0, 0, len)?.f_narrow(1, 0, len)?;
         let scores = scores.f_view([n * kv_heads, per_kv, len, len])?.f_add(&unseen)?;
         let weights = scores.f_softmax(-1, None)?.f_to_kind(kind)?.f_view([n * kv_heads, per_kv * len, len])?;
         let out = weights.f_bmm(&v)?.f_view([n, kv_heads, per_kv, len, head_dim])?;
@@ -155,14 +139,8 @@ impl Group {
 
 /// The packed rows of every sequence.
 fn sequences(segments: &[Segment]) -> Vec<Vec<i64>> {
-    let starts: Vec<i64> = segments
-        .iter()
-        .scan(0, |end, segment| {
-            *end += segment.len as i64;
-            Some(*end - segment.len as i64)
-        })
-        .collect();
-    let rows = |number: usize| starts[number]..starts[number] + segments[number].len as i64;
+    let all_rows: Vec<_> = Segment::rows(segments).collect();
+    let rows = |number: usize| all_rows[number].clone().map(|row| row as i64);
     let paths: Vec<Vec<usize>> = Segment::followed(segments).collect();
     let is_followed = |number: usize| paths.get(number + 1).is_some_and(|followed| followed.contains(&number));
     let last = (0..segments.len()).filter(|&number| !is_followed(number));
@@ -187,8 +165,8 @@ mod tests {
         let gradients =
             |out: &Tensor| Tensor::run_backward(&[(out * &upstream).sum(Kind::Float)], &leaves, false, false);
         let expected = one_by_one(&segments, q, k, v);
-        let by_scores = sequences.attend_by(Group::attend_by_scores, q, k, v).unwrap();
-        let fused = sequences.attend_by(Group::attend_fused, q, k, v).unwrap();
+        let by_scores = sequences.attend(q, k, v).unwrap();
+        let fused = Sequences { unseen: None, ..sequences }.attend(q, k, v).unwrap();
         for found in [by_scores, fused] {
             let mut pairs = vec![(expected.detach(), found.detach())];
             let of_expected = Tensor::run_backward(&[(&expected * &upstream).sum(Kind::Float)], &leaves, true, false);
@@ -206,24 +184,17 @@ mod tests {
         let per_kv = q.size()[1] / k.size()[1];
         let repeated = |x: &Tensor| x.repeat_interleave_self_int(per_kv, 1, None);
         let (k, v) = (repeated(k), repeated(v));
-        let mut rows: Vec<Vec<i64>> = Vec::new();
+        let rows: Vec<_> = Segment::rows(segments).collect();
         let mut outs = Vec::new();
-        let mut next = 0;
-        for (segment, followed) in segments.iter().zip(Segment::followed(segments)) {
-            let own: Vec<i64> = (next..next + segment.len as i64).collect();
-            next += segment.len as i64;
-            for query in &own {
-                let seen = followed
-                    .iter()
-                    .flat_map(|&number| rows[number].iter())
-                    .chain(own.iter().filter(|key| *key <= query));
-                let seen = Tensor::from_slice(&seen.copied().collect::<Vec<_>>());
+        for (own, followed) in rows.iter().zip(Segment::followed(segments)) {
+            for query in own.clone() {
+                let seen = followed.iter().flat_map(|&number| rows[number].clone()).chain(own.start..query + 1);
+                let seen = Tensor::from_slice(&seen.map(|key| key as i64).collect::<Vec<_>>());
                 let (k, v) = (k.index_select(0, &seen), v.index_select(0, &seen));
-                let scores = (q.narrow(0, *query, 1) * &k).sum_dim_intlist(-1i64, true, Kind::Float);
+                let scores = (q.narrow(0, query as i64, 1) * &k).sum_dim_intlist(-1i64, true, Kind::Float);
                 let weights = (scores / (q.size()[2] as f64).sqrt()).softmax(0, Kind::Float);
                 outs.push((weights * v).sum_dim_intlist(0i64, false, Kind::Float).view([1, -1]));
             }
-            rows.push(own);
         }
         Tensor::cat(&outs, 0)
     }

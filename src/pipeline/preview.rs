@@ -74,6 +74,8 @@ pub fn preview_stage(config: &StageConfig, base: &Path) -> Result<Preview, Error
     let (lengths, validation_lengths) = task.lengths();
     let mut order: Vec<usize> = (0..lengths.len()).collect();
     order.sort_by_key(|&idx| std::cmp::Reverse(lengths[idx]));
+    let longest_first = order.iter().map(|&idx| lengths[idx]);
+    let n_shared = if config.data.packing { task.len_common_beginning() } else { 0 };
     let length = Length::new(task.len(), &config.training);
     Ok(Preview {
         stage: config.name.clone(),
@@ -83,7 +85,7 @@ pub fn preview_stage(config: &StageConfig, base: &Path) -> Result<Preview, Error
         n_tokens,
         n_targets,
         longest: task.longest(),
-        largest_batch: largest_batch(config, &task, order.iter().map(|&idx| lengths[idx])),
+        largest_batch: largest_batch(longest_first.take(config.training.per_device_train_batch_size), n_shared),
         n_validation_tokens: validation_lengths.iter().sum(),
         records_per_step: config.training.per_device_train_batch_size * config.training.gradient_accumulation_steps,
         steps_per_epoch: length.steps_per_epoch,
@@ -94,11 +96,9 @@ pub fn preview_stage(config: &StageConfig, base: &Path) -> Result<Preview, Error
     })
 }
 
-/// The tokens of a micro-batch of the longest records. What all records begin with is in it once, where it is shared.
-fn largest_batch(config: &StageConfig, task: &Task, longest_first: impl Iterator<Item = usize>) -> usize {
-    let lengths: Vec<usize> = longest_first.take(config.training.per_device_train_batch_size).collect();
-    let n_shared = if config.data.packing { task.len_common_beginning() } else { 0 };
-    lengths.iter().sum::<usize>() - n_shared * lengths.len().saturating_sub(1)
+/// The tokens of a micro-batch of records of these lengths, which share the first `n_shared`.
+fn largest_batch(lengths: impl Iterator<Item = usize>, n_shared: usize) -> usize {
+    n_shared + lengths.map(|len| len - n_shared).sum::<usize>()
 }
 
 fn count(task: &Task) -> (usize, usize) {
@@ -191,5 +191,16 @@ impl fmt::Display for Preview {
             out,
             "  {steps} steps of {records_per_step} records, {steps_per_epoch} an epoch, {warmup_steps} to warm up"
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_records_share_is_in_a_batch_once() {
+        assert_eq!(largest_batch([50, 40, 30].into_iter(), 0), 120);
+        assert_eq!(largest_batch([50, 40, 30].into_iter(), 25), 25 + 25 + 15 + 5);
     }
 }

@@ -133,20 +133,13 @@ mod tests {
 
         /// `[n, n]`, 0 or minus infinity.
         fn mask(&self) -> Tensor {
-            let starts: Vec<usize> = self
-                .segments
-                .iter()
-                .scan(0, |end, segment| {
-                    *end += segment.len;
-                    Some(*end - segment.len)
-                })
-                .collect();
+            let rows: Vec<_> = Segment::rows(&self.segments).collect();
             let n = self.queries.size()[0] as usize;
             let mut mask = vec![f64::NEG_INFINITY; n * n];
             for (idx, followed) in Segment::followed(&self.segments).enumerate() {
-                let all = |number: &usize| starts[*number]..starts[*number] + self.segments[*number].len;
-                for query in all(&idx) {
-                    let seen = followed.iter().flat_map(all).chain(starts[idx]..query + 1);
+                for query in rows[idx].clone() {
+                    let seen =
+                        followed.iter().flat_map(|&number| rows[number].clone()).chain(rows[idx].start..query + 1);
                     seen.for_each(|key| mask[query * n + key] = 0.0);
                 }
             }

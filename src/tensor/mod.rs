@@ -3,6 +3,7 @@
 pub mod cuda;
 mod finite;
 mod memory;
+mod pick;
 mod rng;
 mod safetensors;
 mod shards;
@@ -11,6 +12,7 @@ pub(crate) mod transfer;
 
 pub use finite::check_finite;
 pub use memory::{Element, LargeApart, Mapped, as_bytes, as_slice, as_slice_mut};
+pub use pick::{pick_rows, upload_index};
 pub use rng::{DropoutDraws, Rng};
 pub use safetensors::{Checkpoint, Metadata, pytorch_metadata, save};
 pub use shards::{Shards, Written};

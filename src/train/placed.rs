@@ -7,7 +7,7 @@ use tch::{Kind, Tensor};
 use super::Result;
 use super::batch::Batch;
 use crate::model::{Packed, Qwen2};
-use crate::tensor::upload;
+use crate::tensor::{pick_rows, upload, upload_index};
 
 /// The tensors of a micro-batch.
 ///
@@ -45,14 +45,10 @@ impl Placed {
             .collect();
         let targets: Vec<i64> = pairs.iter().map(|&(_, &target)| target).collect();
         let of_pair: Vec<i64> = pairs.iter().map(|(row, _)| place_of[row]).collect();
-        let index = |places: &[i64], n: usize| -> Result<Option<Tensor>> {
-            let is_identity = places.len() == n && places.iter().zip(0..).all(|(&place, idx)| place == idx);
-            Ok(if is_identity { None } else { Some(upload(places, device)?) })
-        };
         Ok(Self {
             packed: Packed::new(&batch.ids, &batch.segments, model.config.vocab_size, device)?,
-            row_of_pair: index(&of_pair, rows.len())?,
-            pair_of_target: index(&of_target, pairs.len())?,
+            row_of_pair: upload_index(&of_pair, rows.len(), device)?,
+            pair_of_target: upload_index(&of_target, pairs.len(), device)?,
             rows: upload(&rows, device)?,
             targets: upload(&targets, device)?,
         })
@@ -60,12 +56,12 @@ impl Placed {
 
     /// Of values of each row, `[rows, n]`, those of each pair, `[pairs, n]`.
     pub fn of_pairs(&self, of_rows: &Tensor) -> Result<Tensor> {
-        picked(of_rows, self.row_of_pair.as_ref())
+        Ok(pick_rows(of_rows, self.row_of_pair.as_ref())?)
     }
 
     /// Of values of each pair, `[pairs]`, those of each target, `[targets]`.
     pub fn of_targets(&self, of_pairs: &Tensor) -> Result<Tensor> {
-        picked(of_pairs, self.pair_of_target.as_ref())
+        Ok(pick_rows(of_pairs, self.pair_of_target.as_ref())?)
     }
 
     /// The reverse of [`Placed::of_pairs`]: sums for each row, `[rows, n]`.
@@ -77,13 +73,6 @@ impl Placed {
     pub fn sums_of_pairs(&self, of_targets: &Tensor) -> Result<Tensor> {
         summed(of_targets, self.pair_of_target.as_ref(), &self.targets)
     }
-}
-
-fn picked(x: &Tensor, places: Option<&Tensor>) -> Result<Tensor> {
-    Ok(match places {
-        Some(places) => x.f_index_select(0, places)?,
-        None => x.shallow_clone(),
-    })
 }
 
 /// The sums of the rows of `x` at each place, as many as `like` has.

@@ -38,6 +38,14 @@ impl Segment {
         Self { depth: 0, len }
     }
 
+    /// The rows of each segment's tokens in the packed row.
+    pub fn rows(segments: &[Self]) -> impl Iterator<Item = Range<usize>> {
+        segments.iter().scan(0, |end, segment| {
+            *end += segment.len;
+            Some(*end - segment.len..*end)
+        })
+    }
+
     /// For each segment the numbers of those that it follows, the first one first. A depth without a segment of the depth below it
     /// counts as less.
     pub fn followed(segments: &[Self]) -> impl Iterator<Item = Vec<usize>> {
@@ -215,8 +223,9 @@ struct Stretch {
 
 fn records(segments: &[Segment]) -> Vec<Record> {
     let mut records: Vec<Record> = Vec::new();
-    let (mut row, mut before, mut first) = (0, 0, 0);
-    for (idx, (segment, followed)) in segments.iter().zip(Segment::followed(segments)).enumerate() {
+    let (mut before, mut first) = (0, 0);
+    for (idx, (rows, followed)) in Segment::rows(segments).zip(Segment::followed(segments)).enumerate() {
+        let (row, len) = (rows.start, rows.len());
         if followed.is_empty() {
             before += records.last().map_or(0, |record| record.len_padded);
             first = idx;
@@ -224,11 +233,10 @@ fn records(segments: &[Segment]) -> Vec<Record> {
         }
         if let Some(record) = records.last_mut() {
             let followed = followed.into_iter().map(|number| number - first).collect();
-            record.spans.push(Span { row, len: segment.len, at: record.len_padded, followed });
-            record.len += segment.len;
-            record.len_padded += segment.len.next_multiple_of(PANEL);
+            record.spans.push(Span { row, len, at: record.len_padded, followed });
+            record.len += len;
+            record.len_padded += len.next_multiple_of(PANEL);
         }
-        row += segment.len;
     }
     records
 }
@@ -258,11 +266,6 @@ impl Tile<'_> {
     /// Rows of its matrices.
     fn rows(&self) -> usize {
         self.len.next_multiple_of(ROWS)
-    }
-
-    /// Columns of its scores for keys of its own span: the last ones.
-    fn own_columns(&self) -> usize {
-        (self.first + self.len).next_multiple_of(PANEL)
     }
 
     /// Columns of its scores.
@@ -396,11 +399,12 @@ impl Heads<'_> {
     /// How much the queries of a tile weigh each key, `[rows, width()]`.
     fn weigh(&self, tile: &Tile<'_>, queries: &[f32], key_panels: &[f32], weights: &mut [f32]) {
         tile.sum_over_width(queries, key_panels, self.padded_dim(), self.head_dim, weights);
-        let unseen = |stretch: Stretch| stretch.column + stretch.len..stretch.column + stretch.columns;
-        let mut unseen: Vec<Range<usize>> = tile.stretches().map(unseen).collect();
-        for (idx, weights) in weights.chunks_exact_mut(tile.width()).take(tile.len).enumerate() {
+        let unseen_by_last = |stretch: Stretch| stretch.column + stretch.len..stretch.column + stretch.columns;
+        let mut unseen: Vec<Range<usize>> = tile.stretches().map(unseen_by_last).collect();
+        let end = unseen.last().map_or(0, |own| own.start);
+        for (n_later, weights) in (0..tile.len).rev().zip(weights.chunks_exact_mut(tile.width())) {
             if let Some(own) = unseen.last_mut() {
-                own.start = weights.len() - tile.own_columns() + tile.first + idx + 1;
+                own.start = end - n_later;
             }
             softmax(weights, &unseen);
         }
