@@ -59,13 +59,14 @@ def run(args) -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     transformers.logging.set_verbosity_error()
+    dtype = getattr(torch, args.dtype)
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=dtype,
     )
-    base = AutoModelForCausalLM.from_pretrained(args.model, quantization_config=quantization, dtype=torch.bfloat16)
+    base = AutoModelForCausalLM.from_pretrained(args.model, quantization_config=quantization, dtype=dtype)
     base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=args.checkpointing)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     lora = LoraConfig(
@@ -85,7 +86,7 @@ def run(args) -> None:
         "max_steps": args.steps,
         "learning_rate": 1e-4,
         "optim": "adamw_torch",
-        "bf16": True,
+        "bf16": dtype == torch.bfloat16,
         "use_cpu": True,
         "gradient_checkpointing": args.checkpointing,
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
@@ -140,6 +141,7 @@ def run(args) -> None:
                 "adapter": args.adapter,
                 "dropout": args.dropout,
                 "checkpointing": args.checkpointing,
+                "dtype": args.dtype,
                 "batch": args.batch,
                 "steps": args.steps,
                 "seconds_a_step": statistics.median(wall),
@@ -275,6 +277,8 @@ def main() -> None:
         command.add_argument("--threads", type=int, default=os.cpu_count())
         if name == "ours":
             command.add_argument("--binary", required=True)
+        else:
+            command.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     for name, action in [("table", table), ("growth", growth)]:
         shown = commands.add_parser(name)
         shown.set_defaults(action=action)

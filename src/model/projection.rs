@@ -6,7 +6,7 @@ use tch::{Kind, Tensor, no_grad};
 
 use super::Result;
 use crate::adapter::{Lora, dora_norm, dora_squares, row_norms_squared};
-use crate::quant::{FewRows, Nf4, multiply_each, rows};
+use crate::quant::{FewRows, Nf4, linear, multiply_each, rows};
 use crate::tensor::Rng;
 
 /// The most rows that an NF4 weight is multiplied by as it is. A pass over the weight takes four rows and costs less than twice
@@ -194,7 +194,7 @@ impl Projection {
         let weight = self.weight(x.f_kind()?, workspace)?;
         self.refresh_norm(&weight)?;
         let Some(adapter) = &self.adapter else {
-            return Ok(x.f_linear(&weight, self.bias.as_ref())?);
+            return Ok(linear(x, &weight, self.bias.as_ref())?);
         };
         let dropout = dropout_seed.map(|seed| Rng::named(seed, self.name));
         Ok(adapter.lora.forward(x, &weight, self.bias.as_ref(), adapter.norm.as_ref(), dropout)?)

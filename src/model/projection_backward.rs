@@ -14,7 +14,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::Result;
 use super::projection::{Adapter, Matrix, Projection, Workspace};
-use crate::quant::{Backward, Change, Forward, Nf4, NormOf, Outputs, cuda, rows, thin};
+use crate::quant::{Backward, Change, Forward, Nf4, NormOf, Outputs, cuda, linear, matmul, rows, thin};
 use crate::tensor::Rng;
 
 /// What is kept of a layer's forward pass. Anything that is missing is computed again.
@@ -89,23 +89,23 @@ impl Projection {
                 return Ok(part);
             }
             (Matrix::Expanded(weight), None) => {
-                return Ok(Part { output: Some(x.f_linear(&weight, bias)?), ..Part::default() });
+                return Ok(Part { output: Some(linear(x, &weight, bias)?), ..Part::default() });
             }
             (Matrix::Expanded(weight), Some(adapter)) => (weight, adapter),
         };
         let Matrices { a, scaled_b, gain } = Matrices::new(adapter, kind)?;
         let (mask, dropped) = self.drop(x, seed)?;
         let inner = inner_of(&dropped, &a)?;
-        let low_rank = scaled_b.f_transpose(0, 1)?;
+        let low_rank = scaled_b.f_transpose(0, 1)?.f_contiguous()?;
         let Some(gain) = gain else {
-            let output = x.f_linear(&weight, bias)?.f_addmm_(&inner, &low_rank)?;
+            let output = matmul(&inner, &low_rank, Some(linear(x, &weight, bias)?))?;
             return Ok(Part { output: Some(output), scaled: None, inner: Some(inner) });
         };
-        let scaled = dropped.f_linear(&weight, None::<&Tensor>)?.f_addmm_(&inner, &low_rank)?;
+        let scaled = matmul(&inner, &low_rank, Some(linear(&dropped, &weight, None)?))?;
         let output = if mask.is_some() {
-            let mut output = x.f_linear(&weight, bias)?;
-            let mut output = output.f_addcmul_(&scaled, &gain.f_sub_scalar(1.0)?.f_to_kind(kind)?)?;
-            Some(output.f_addmm_(&inner, &low_rank)?)
+            let mut output = linear(x, &weight, bias)?;
+            let output = output.f_addcmul_(&scaled, &gain.f_sub_scalar(1.0)?.f_to_kind(kind)?)?;
+            Some(matmul(&inner, &low_rank, Some(output))?)
         } else {
             None
         };
@@ -184,7 +184,7 @@ impl Projection {
         let Some(adapter) = &self.adapter else {
             let dx = match &matrix {
                 Matrix::Packed(weight) => weight.gradients(&plain_backward(dy, dx.as_ref()))?,
-                Matrix::Expanded(weight) => add_product(dx, dy, weight)?,
+                Matrix::Expanded(weight) => matmul(dy, weight, dx)?,
             };
             return Ok((dx, Vec::new()));
         };
@@ -211,7 +211,8 @@ impl Projection {
                     weight.outputs(&Forward { low_rank, ..Forward::plain(&dropped) })?.out
                 }
                 (None, Matrix::Expanded(weight)) => {
-                    dropped.f_linear(weight, None::<&Tensor>)?.f_addmm_(&inner, &scaled_b.f_transpose(0, 1)?)?
+                    let low_rank = scaled_b.f_transpose(0, 1)?.f_contiguous()?;
+                    matmul(&inner, &low_rank, Some(linear(&dropped, weight, None)?))?
                 }
             };
             let sums = match rows::can_pass(&[dy, &scaled]) {
@@ -236,15 +237,15 @@ impl Projection {
             }
             Matrix::Expanded(weight) => match (&gain, &mask) {
                 (Some(gain), Some(mask)) => {
-                    let mut dx = add_product(dx, dy, weight)?;
+                    let mut dx = matmul(dy, weight, dx)?;
                     let change = dy.f_mul(&gain.f_sub_scalar(1.0)?.f_to_kind(kind)?)?;
-                    dx.f_addcmul_(&change.f_matmul(weight)?.f_addmm_(&grad_inner, &a)?, mask)?
+                    dx.f_addcmul_(&matmul(&grad_inner, &a, Some(matmul(&change, weight, None)?))?, mask)?
                 }
                 (Some(gain), None) => {
-                    add_product(dx, &dy.f_mul(&gain.f_to_kind(kind)?)?, weight)?.f_addmm_(&grad_inner, &a)?
+                    matmul(&grad_inner, &a, Some(matmul(&dy.f_mul(&gain.f_to_kind(kind)?)?, weight, dx)?))?
                 }
-                (None, Some(mask)) => add_product(dx, dy, weight)?.f_addcmul_(&grad_inner.f_matmul(&a)?, mask)?,
-                (None, None) => add_product(dx, dy, weight)?.f_addmm_(&grad_inner, &a)?,
+                (None, Some(mask)) => matmul(dy, weight, dx)?.f_addcmul_(&matmul(&grad_inner, &a, None)?, mask)?,
+                (None, None) => matmul(&grad_inner, &a, Some(matmul(dy, weight, dx)?))?,
             },
         };
         Ok((dx, gradients))
@@ -296,14 +297,6 @@ fn back_to_inner(
     let Some(gain) = gain else { return Ok((grad_b, dy.f_matmul(scaled_b)?)) };
     let gain = gain.f_unsqueeze(1)?;
     Ok((grad_b.f_mul(&gain)?, dy.f_matmul(&scaled_b.f_mul(&gain.f_to_kind(kind)?)?)?))
-}
-
-/// `dx + dy W`.
-fn add_product(dx: Option<Tensor>, dy: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    Ok(match dx {
-        Some(mut dx) => dx.f_addmm_(dy, weight)?,
-        None => dy.f_matmul(weight)?,
-    })
 }
 
 /// `dx + dy W` as a request.

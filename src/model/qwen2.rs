@@ -12,7 +12,7 @@ use super::projection::Workspace;
 use super::rope::{Rope, Rotation};
 use super::slots::Slots;
 use super::{Config, Result};
-use crate::quant::{can_multiply_dense, multiply_dense};
+use crate::quant::{can_multiply_dense, linear, multiply_dense};
 use crate::tensor::Placement;
 
 /// The most rows of logits for which reading the head's matrix once is what costs, so that our own loop is as good as any.
@@ -159,7 +159,7 @@ impl Qwen2 {
             if hidden.size()[0] <= MAX_MULTIPLIED_ROWS && can_multiply_dense(head) {
                 return Ok(multiply_dense(head, &normed)?);
             }
-            Ok(normed.f_linear(head, None::<&Tensor>)?.f_to_kind(Kind::Float)?)
+            Ok(linear(&normed, head, None)?.f_to_kind(Kind::Float)?)
         })
     }
 
@@ -169,7 +169,7 @@ impl Qwen2 {
     /// # Errors
     /// When memory is short.
     pub fn logits_over(&self, hidden: &Tensor, head_rows: &Tensor) -> Result<Tensor> {
-        no_grad(|| Ok(self.final_norm(hidden)?.f_linear(head_rows, None::<&Tensor>)?.f_to_kind(Kind::Float)?))
+        no_grad(|| Ok(linear(&self.final_norm(hidden)?, head_rows, None)?.f_to_kind(Kind::Float)?))
     }
 
     /// Reads prompts packed without branches into a cache: record `i`, of `lens[i]` tokens, becomes the `i`th new

@@ -1,14 +1,18 @@
-//! A bf16 matrix times few rows: the head of a decoding step, which reads the whole matrix for one token.
+//! Products with a bf16 matrix on the CPU: with few rows, as the head of a decoding step, which reads the whole matrix for one token;
+//! and with many rows on processors without bf16 products, where libtorch's are a hundred times slower than those in f32.
 
 use tch::{Device, Kind, Tensor};
 
-use super::kernels::{self, Isa};
-use super::{Error, Result};
+use super::kernels::{self, Finish, Isa, Over, Product, Stream, Weight};
+use super::{Error, Result, products, rows};
 use crate::tensor::{as_slice, as_slice_mut};
+
+/// The most rows of `x` for each of which the matrix is read on its own.
+const FEW_ROWS: i64 = 4;
 
 /// Whether [`multiply_dense`] is worth calling: a contiguous bf16 matrix on the CPU, and vector instructions for it.
 pub fn can_multiply_dense(weight: &Tensor) -> bool {
-    Isa::best() >= Isa::Avx512
+    Isa::best() >= Isa::Avx2
         && weight.device() == Device::Cpu
         && weight.kind() == Kind::BFloat16
         && weight.is_contiguous()
@@ -44,6 +48,53 @@ fn multiply_with(isa: Isa, weight: &Tensor, x: &Tensor) -> Result<Tensor> {
     Ok(out.f_transpose(0, 1)?.f_contiguous()?)
 }
 
+/// `x W^T + bias` for a matrix `[rows, columns]` and `x` `[n, columns]`, giving `[n, rows]`: as libtorch's, but where the processor has
+/// AVX2 and no bf16 products, and the tensors are as [`rows::can_pass`] asks, by loops of our own.
+///
+/// # Errors
+/// When shapes do not fit or memory is short.
+pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    if !takes(x, weight) || bias.is_some_and(|bias| bias.requires_grad()) {
+        return Ok(x.f_linear(weight, bias)?);
+    }
+    let bias = bias.map(|bias| bias.f_to_kind(Kind::Float)).transpose()?;
+    if x.size()[0] <= FEW_ROWS {
+        let sums = multiply_dense(weight, x)?;
+        return Ok(bias.map_or(Ok(sums.shallow_clone()), |bias| sums.f_add(&bias))?.f_to_kind(Kind::BFloat16)?);
+    }
+    let finish = Finish::Outputs { bias: bias.as_ref().map(as_slice).transpose()?, change: None, mask: None };
+    multiply_many(Isa::best(), weight, x, Over::Columns, finish)
+}
+
+/// `before + x W` for a matrix `[rows, columns]` and `x` `[n, rows]`, giving `[n, columns]`, as [`linear`]. `before`, `[n, columns]`,
+/// may be overwritten.
+///
+/// # Errors
+/// As [`linear`].
+pub fn matmul(x: &Tensor, weight: &Tensor, before: Option<Tensor>) -> Result<Tensor> {
+    if takes(x, weight) && before.as_ref().is_none_or(|before| rows::can_pass(&[before])) {
+        let before = before.as_ref().map(as_slice).transpose()?;
+        return multiply_many(Isa::best(), weight, x, Over::Rows, Finish::Gradients { before, mask: None });
+    }
+    Ok(match before {
+        Some(mut before) => before.f_addmm_(x, weight)?,
+        None => x.f_matmul(weight)?,
+    })
+}
+
+fn takes(x: &Tensor, weight: &Tensor) -> bool {
+    let isa = Isa::best();
+    isa < Isa::Avx512Bf16 && kernels::can_multiply_many(isa) && x.dim() == 2 && rows::can_pass(&[x, weight])
+}
+
+fn multiply_many(isa: Isa, weight: &Tensor, x: &Tensor, over: Over, finish: Finish<'_>) -> Result<Tensor> {
+    let ([rows, columns], n) = (weight.size2().map(|(rows, columns)| [rows as usize, columns as usize])?, x.size2()?.0);
+    let (weight, n) = (Weight::Bf16(as_slice(weight)?), n as usize);
+    let streams = &[Stream { x: Some(as_slice(x)?), scale: None, has_low_rank: false }];
+    let product = Product { weight, rows, columns, over, n, streams, low_rank: None, norm: None, finish };
+    Ok(products::run(isa, &product, false)?.out)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -59,7 +110,7 @@ mod tests {
             let exact = x_wide.matmul(&wide.transpose(0, 1));
             // Sums in f32: an error of a few f32 steps of the sum of absolute products.
             let bound = x_wide.abs().matmul(&wide.abs().transpose(0, 1)) * 1e-6;
-            for isa in Isa::available().filter(|&isa| isa != Isa::Avx2) {
+            for isa in Isa::available() {
                 let found = multiply_with(isa, &weight, &x).unwrap();
                 assert_eq!((found.size(), found.kind()), (vec![n, rows], Kind::Float));
                 let excess = ((found.to_kind(Kind::Double) - &exact).abs() - &bound).max().double_value(&[]);
@@ -68,5 +119,48 @@ mod tests {
         }
         let weight = rng.normal(&[3, 4], 1.0).unwrap().to_kind(Kind::BFloat16);
         assert!(multiply_dense(&weight, &rng.normal(&[1, 5], 1.0).unwrap()).is_err());
+    }
+
+    /// A result, made of operands as they are, or of their sizes.
+    type Exact<'a> = &'a dyn Fn(&dyn Fn(&Tensor) -> Tensor) -> Tensor;
+
+    #[test]
+    fn products_of_many_rows_are_those_of_f64_rounded_once() {
+        let mut rng = Rng::named(15, "dense rows");
+        // Sizes that fill no tile, more than one chunk of the summed dimension, more than one task.
+        for (rows, columns, n) in [(1, 1, 1), (7, 33, 2), (70, 896, 40), (1030, 100, 33), (35, 417, 100)] {
+            let mut draw = |shape: [i64; 2]| rng.normal(&shape, 1.0).unwrap().to_kind(Kind::BFloat16);
+            let (weight, x, dy, bias) = (draw([rows, columns]), draw([n, columns]), draw([n, rows]), draw([1, rows]));
+            let wide = |x: &Tensor| x.to_kind(Kind::Double);
+            let size = |x: &Tensor| wide(x).abs();
+            let check = |found: Tensor, of: Exact<'_>, what: &str| {
+                let exact = of(&wide);
+                assert_eq!((found.size(), found.kind()), (exact.size(), Kind::BFloat16));
+                let bound = of(&size) * 2e-6 + exact.abs() * (2f64.powi(-8) * 1.001);
+                let excess = ((wide(&found) - exact).abs() - bound).max().double_value(&[]);
+                assert!(excess <= 0.0, "{what} [{rows}, {columns}] x {n}: {excess} over");
+            };
+            let outputs = |of: &dyn Fn(&Tensor) -> Tensor| of(&x).matmul(&of(&weight).transpose(0, 1)) + of(&bias);
+            let gradients = |of: &dyn Fn(&Tensor) -> Tensor| of(&dy).matmul(&of(&weight));
+            check(linear(&x, &weight, Some(&bias.view([rows]))).unwrap(), &outputs, "linear");
+            check(matmul(&dy, &weight, None).unwrap(), &gradients, "matmul");
+            let added = |of: &dyn Fn(&Tensor) -> Tensor| of(&dy).matmul(&of(&weight)) + of(&x);
+            check(matmul(&dy, &weight, Some(x.copy())).unwrap(), &added, "matmul, added");
+            for isa in Isa::available().filter(|&isa| kernels::can_multiply_many(isa)) {
+                let wide_bias = bias.to_kind(Kind::Float);
+                let finish = Finish::Outputs { bias: Some(as_slice(&wide_bias).unwrap()), change: None, mask: None };
+                let found = multiply_many(isa, &weight, &x, Over::Columns, finish).unwrap();
+                check(found, &outputs, &format!("outputs by {isa:?}"));
+                let finish = Finish::Gradients { before: None, mask: None };
+                let found = multiply_many(isa, &weight, &dy, Over::Rows, finish).unwrap();
+                check(found, &gradients, &format!("gradients by {isa:?}"));
+                let finish = Finish::Gradients { before: None, mask: None };
+                assert!(multiply_many(isa, &weight, &draw_wider(&x), Over::Columns, finish).is_err());
+            }
+        }
+    }
+
+    fn draw_wider(x: &Tensor) -> Tensor {
+        Tensor::cat(&[x, &x.narrow(1, 0, 1)], 1)
     }
 }

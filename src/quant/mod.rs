@@ -19,7 +19,7 @@ pub use attention::{PackedHeads, Segment, attend_packed, attend_packed_backward}
 pub use blockwise::DynamicCode;
 pub use bnb::{QUANT_STATE, is_stored, load, quantization_config, refuse_other_schemes, stored_tensors};
 pub use codebook::{NF4_CODE, dynamic_code};
-pub use dense::{can_multiply_dense, multiply_dense};
+pub use dense::{can_multiply_dense, linear, matmul, multiply_dense};
 pub use few_rows::{FewRows, multiply_each};
 pub use kernels::{Isa, Rounding, cuda};
 pub use nf4::{BLOCK, Nf4};

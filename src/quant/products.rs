@@ -4,7 +4,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::kernels::{self, Finish, LowRank, Norm, Over, Product, Results, Stream};
+use super::kernels::{self, Finish, Isa, LowRank, Norm, Over, Product, Results, Stream, Weight};
 use super::{Error, Nf4, Result};
 use crate::tensor::{as_slice, as_slice_mut};
 
@@ -78,8 +78,8 @@ pub struct Backward<'a> {
 }
 
 impl Nf4 {
-    /// Whether [`Nf4::outputs`] and [`Nf4::gradients`] can be called: the processor has bf16 products, the weight is on the CPU,
-    /// and rows are whole blocks.
+    /// Whether [`Nf4::outputs`] and [`Nf4::gradients`] can be called: the processor has AVX2, the weight is on the CPU, and rows
+    /// are whole blocks.
     pub fn can_multiply_many(&self) -> bool {
         self.can_multiply() && self.device() == Device::Cpu && kernels::can_multiply_many(self.isa)
     }
@@ -125,7 +125,7 @@ impl Nf4 {
             None => None,
         };
         let product = self.product(Over::Columns, n, &streams, low_rank.as_ref(), finish)?;
-        self.run(&Product { norm, ..product }, dropped.is_some())
+        run(self.isa, &Product { norm, ..product }, dropped.is_some())
     }
 
     /// The gradient of a layer's input over many rows, as [`Nf4::outputs`]: with `z` the gradient of the low-rank term's
@@ -158,9 +158,10 @@ impl Nf4 {
             mask: mask.as_ref().map(as_slice).transpose()?,
         };
         let product = self.product(Over::Rows, dy.size()[0], &streams, low_rank.as_ref(), finish)?;
-        Ok(self.run(&product, false)?.out)
+        Ok(run(self.isa, &product, false)?.out)
     }
 
+    /// A product of the weight, which is on the CPU and multiplied as it is.
     fn product<'a>(
         &'a self,
         over: Over,
@@ -169,6 +170,9 @@ impl Nf4 {
         low_rank: Option<&'a (Tensor, Tensor)>,
         finish: Finish<'a>,
     ) -> Result<Product<'a>> {
+        if !self.can_multiply_many() {
+            return Err(Error::Factors(self.shape()));
+        }
         let [rows, columns] = self.shape().map(|size| size as usize);
         let low_rank = match low_rank {
             Some((inner, matrix)) => {
@@ -178,32 +182,33 @@ impl Nf4 {
         };
         // Values are rounded to bf16 in the end, whatever they are before.
         let rounding = self.rounding(Kind::BFloat16);
-        let (source, n) = (self.source()?, n as usize);
-        Ok(Product { source, rounding, rows, columns, over, n, streams, low_rank, norm: None, finish })
+        let (weight, n) = (Weight::Nf4(self.source()?, rounding), n as usize);
+        Ok(Product { weight, rows, columns, over, n, streams, low_rank, norm: None, finish })
     }
+}
 
-    fn run(&self, product: &Product<'_>, has_scaled: bool) -> Result<Outputs> {
-        let width = product.widths().1 as i64;
-        let new = || Tensor::f_empty([product.n as i64, width], (Kind::BFloat16, Device::Cpu));
-        let mut outputs = Outputs {
-            out: new()?,
-            scaled: if has_scaled { Some(new()?) } else { None },
-            norm: match product.norm {
-                Some(_) => Some(Tensor::f_empty([width], (Kind::Float, Device::Cpu))?),
-                None => None,
-            },
-        };
-        let results = Results {
-            out: as_slice_mut(&mut outputs.out)?,
-            scaled: outputs.scaled.as_mut().map(as_slice_mut).transpose()?,
-            norms: outputs.norm.as_mut().map(as_slice_mut).transpose()?,
-        };
-        if !self.can_multiply_many() || !product.fits(&results) {
-            return Err(Error::Factors(self.shape()));
-        }
-        kernels::multiply_many(self.isa, product, results);
-        Ok(outputs)
+/// Computes a product with the instructions `isa`.
+pub(super) fn run(isa: Isa, product: &Product<'_>, has_scaled: bool) -> Result<Outputs> {
+    let width = product.widths().1 as i64;
+    let new = || Tensor::f_empty([product.n as i64, width], (Kind::BFloat16, Device::Cpu));
+    let mut outputs = Outputs {
+        out: new()?,
+        scaled: if has_scaled { Some(new()?) } else { None },
+        norm: match product.norm {
+            Some(_) => Some(Tensor::f_empty([width], (Kind::Float, Device::Cpu))?),
+            None => None,
+        },
+    };
+    let results = Results {
+        out: as_slice_mut(&mut outputs.out)?,
+        scaled: outputs.scaled.as_mut().map(as_slice_mut).transpose()?,
+        norms: outputs.norm.as_mut().map(as_slice_mut).transpose()?,
+    };
+    if !kernels::can_multiply_many(isa) || !product.fits(&results) {
+        return Err(Error::Factors([product.rows, product.columns].map(|size| size as i64)));
     }
+    kernels::multiply_many(isa, product, results);
+    Ok(outputs)
 }
 
 fn contiguous(tensor: &Tensor) -> Result<Tensor> {
@@ -217,7 +222,6 @@ fn contiguous_pair((inner, matrix): (&Tensor, &Tensor)) -> Result<(Tensor, Tenso
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quant::Isa;
     use crate::tensor::Rng;
 
     fn double(x: &Tensor) -> Tensor {
@@ -289,7 +293,7 @@ mod tests {
                         let is_dropped = double(mask).eq(0.0);
                         let share = is_dropped.to_kind(Kind::Double).mean(Kind::Double).double_value(&[]);
                         let kept = double(mask).max().double_value(&[]);
-                        let is_sparse = isa == Isa::Avx512Bf16 && !std::ptr::eq(mask, &no_mask) && share <= 1.0 / 7.0;
+                        let is_sparse = isa != Isa::Amx && !std::ptr::eq(mask, &no_mask) && share <= 1.0 / 7.0;
 
                         // What is dropped is subtracted, so that sums of both count.
                         let value_of_d = if is_sparse { double(mask) * double(&x) } else { double(&dropped) };
@@ -361,7 +365,7 @@ mod tests {
         let (source, dy) = (draw([512, 256], 0.05), draw([96, 512], 1.0).to_kind(Kind::BFloat16));
         let scales = [1e-3, 0.02, 0.3].map(|std| draw([1, 512], std).view([512]));
         let mask = rng.dropout_mask(&[96, 256], 0.05, Kind::BFloat16).unwrap();
-        for isa in Isa::available().filter(|&isa| isa >= Isa::Avx512Bf16) {
+        for isa in Isa::available().filter(|&isa| isa >= Isa::Avx2) {
             let weight = Nf4::quantize(&source).unwrap().with_dtype(Kind::BFloat16).with_isa(isa);
             let w = double(&weight.dequantize(Kind::BFloat16).unwrap());
             let error = |request: Backward<'_>, exact: Tensor| {
@@ -390,7 +394,7 @@ mod tests {
         let dropped = &draws * &mask;
         let [x, mask, dropped] = [&draws, &mask, &dropped].map(|tensor| as_slice::<half::bf16>(tensor).unwrap());
         let factors: Vec<f32> = (0..200u16).map(|idx| f32::from(idx) * 0.01 - 1.0).collect();
-        let able = || Isa::available().filter(|&isa| isa >= Isa::Avx512Bf16);
+        let able = || Isa::available().filter(|&isa| isa >= Isa::Avx2);
         let overs = || [(Over::Columns, false), (Over::Columns, true), (Over::Rows, false), (Over::Rows, true)];
         for (isa, (over, has_mask)) in able().flat_map(|isa| overs().map(|over| (isa, over))) {
             let mask = has_mask.then_some(mask);

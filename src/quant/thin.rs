@@ -9,9 +9,9 @@ use super::kernels::thin::{self, Outer, Thin};
 use super::{Error, Isa, Result, rows};
 use crate::tensor::{as_slice, as_slice_mut};
 
-/// Whether the products here take these tensors: the processor has bf16 products, and [`rows::can_pass`].
+/// Whether the products here take these tensors: the processor has AVX2, and [`rows::can_pass`].
 pub fn can_multiply(tensors: &[&Tensor]) -> bool {
-    Isa::best() >= Isa::Avx512Bf16 && rows::can_pass(tensors)
+    Isa::best() >= Isa::Avx2 && rows::can_pass(tensors)
 }
 
 /// `x A^T`, rounded: `x` is `[n, in]`, `A` `[r, in]`, the result `[n, r]`.

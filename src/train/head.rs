@@ -6,7 +6,7 @@ use tch::{Kind, Tensor, no_grad};
 
 use super::Result;
 use crate::model::Qwen2;
-use crate::quant::{cuda, rows};
+use crate::quant::{cuda, linear, matmul, rows};
 
 /// Rows whose logits exist at one time.
 pub const CHUNK_ROWS: i64 = 128;
@@ -34,7 +34,7 @@ pub fn score(model: &Qwen2, hidden: &Tensor, targets: &Tensor) -> Result<Tensor>
     no_grad(|| {
         let mut logps = Vec::new();
         for (start, len) in chunks(hidden.size()[0]) {
-            let mut logits = hidden.f_narrow(0, start, len)?.f_linear(model.head_weight(), None::<&Tensor>)?;
+            let mut logits = linear(&hidden.f_narrow(0, start, len)?, model.head_weight(), None)?;
             logps.push(cross_entropy(&mut logits, &targets.f_narrow(0, start, len)?, None)?);
         }
         join(logps, hidden)
@@ -78,11 +78,11 @@ fn score_rows(model: &Qwen2, hidden: &Tensor, targets: &Tensor, weights: Option<
     let mut grad_weight = weights.map(|_| zeros()).transpose()?;
     for (start, len) in chunks(hidden.size()[0]) {
         let rows = hidden.f_narrow(0, start, len)?;
-        let mut logits = rows.f_linear(head, None::<&Tensor>)?;
+        let mut logits = linear(&rows, head, None)?;
         let targets = targets.f_narrow(0, start, len)?;
         let weights = weights.map(|weights| weights.f_narrow(0, start, len)).transpose()?;
         logps.push(cross_entropy(&mut logits, &targets, weights.as_ref())?);
-        grads.push(logits.f_matmul(head)?);
+        grads.push(matmul(&logits, head, None)?);
         if let Some(total) = &mut grad_weight {
             let _ = total.f_add_(&logits.f_transpose(0, 1)?.f_matmul(&rows)?.f_to_kind(Kind::Float)?)?;
         }

@@ -214,6 +214,37 @@ fn a_finished_stage_is_kept_on_resume_and_moved_aside_by_a_new_run() {
     assert!(text(&output.stderr).contains("--out") && place.path("out/sft/final").is_dir());
 }
 
+/// Without dropout sharing changes no figure but for rounding; with it, what is shared has one mask.
+#[test]
+fn packing_decides_whether_records_share_what_they_begin_with() {
+    let place = Place::new();
+    let norms = |packing: bool, dropout: f64| {
+        let out = format!("out-{packing}-{dropout}");
+        let (packing, dropout) = (format!("data.packing={packing}"), format!("lora.lora_dropout={dropout}"));
+        let few = [
+            "--set",
+            "training.max_steps=2",
+            "--set",
+            "training.logging_steps=1",
+            "--set",
+            "training.eval_strategy=no",
+        ];
+        let more =
+            ["--set", "training.load_best_model_at_end=false", "--set", &packing, "--set", &dropout, "--out", &out];
+        assert_success(&place.run(&[&few[..], &more].concat()));
+        let log = std::fs::read_to_string(place.path(&out).join("sft/metrics.jsonl")).unwrap();
+        let rows = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        rows.filter_map(|row| row["grad_norm"].as_f64()).collect::<Vec<_>>()
+    };
+    let difference = |dropout: f64| {
+        let (shared, apart) = (norms(true, dropout), norms(false, dropout));
+        assert_eq!((shared.len(), apart.len()), (2, 2));
+        shared.iter().zip(&apart).map(|(a, b)| ((a - b) / b).abs()).fold(0.0, f64::max)
+    };
+    let (without, with) = (difference(0.0), difference(0.3));
+    assert!(without < 1e-4 && with > 1e-3, "{without} {with}");
+}
+
 #[test]
 fn a_dry_run_shows_records_steps_and_an_example_with_its_mask() {
     let place = Place::new();

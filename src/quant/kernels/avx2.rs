@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 
 use half::bf16;
 
-use super::{Rounding, portable, table, table_bf16};
+use super::{Quantizable as _, Rounding, portable, table, table_bf16};
 use crate::quant::codebook::NF4_CODE;
 use crate::quant::nf4::BLOCK;
 
@@ -42,6 +42,26 @@ pub fn dequantize_bf16(packed: &[u8], scales: &[f32], rounding: Rounding, out: &
 multiply_row_by_dot! {
     /// One row of the weight times up to four rows of `x`, each reordered by nibble in lanes of 8.
     f32
+}
+
+/// One row of a bf16 matrix times one row of `x`.
+pub fn dot_dense(row: &[bf16], x: &[f32]) -> f32 {
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn inner(row: &[bf16], x: &[f32]) -> f32 {
+        // Enough sums that none waits for the last.
+        let mut lanes = [[0f32; 8]; 4];
+        let (parts, rest) = row.as_chunks::<32>();
+        let (x_parts, x_rest) = x.as_chunks::<32>();
+        for (row, x) in parts.iter().zip(x_parts) {
+            for ((sum, weight), x) in lanes.as_flattened_mut().iter_mut().zip(row).zip(x) {
+                *sum = weight.widen().mul_add(*x, *sum);
+            }
+        }
+        let rest = rest.iter().zip(x_rest).map(|(weight, x)| weight.widen() * x).sum::<f32>();
+        lanes.as_flattened().iter().sum::<f32>() + rest
+    }
+    // SAFETY: the caller chose these instructions because the processor has them (`Isa::is_available`).
+    unsafe { inner(row, x) }
 }
 
 /// The values of a block's 16 codes, codes 0 to 7 and 8 to 15.
@@ -92,6 +112,14 @@ fn load_f32(values: &[f32]) -> __m256 {
     unsafe { _mm256_loadu_ps(values.as_ptr()) }
 }
 
+/// The even and the odd ones of neighbours in bf16, in f32.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+pub fn widen(pairs: __m256i) -> [__m256; 2] {
+    let high = _mm256_set1_epi32(0xFFFF_0000_u32 as i32);
+    [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs)), _mm256_castsi256_ps(_mm256_and_si256(pairs, high))]
+}
+
 /// Values rounded to f16.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -126,34 +154,58 @@ fn expand_f32(packed: &[u8], scales: &[f32], rounding: Rounding, out: &mut [f32]
     }
 }
 
+/// The lower and the upper bytes of the values of a block's 16 codes in bf16, as [`table_bf16`] gives them.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn bytes_of(scale: f32, rounding: Rounding) -> [__m128i; 2] {
+    let Values(first, second) = Values::new(scale, rounding);
+    // Packing works within halves of a register, hence the order of the quarters.
+    let upper_half = |values| _mm256_srli_epi32::<16>(_mm256_castps_si256(round_bf16(values)));
+    let bits = _mm256_packus_epi32(upper_half(first), upper_half(second));
+    let bits = _mm256_permute4x64_epi64::<0b11_01_10_00>(bits);
+    let (first, second) = (_mm256_castsi256_si128(bits), _mm256_extracti128_si256::<1>(bits));
+    let low_byte = _mm_set1_epi16(0xff);
+    let lower = _mm_packus_epi16(_mm_and_si128(first, low_byte), _mm_and_si128(second, low_byte));
+    [lower, _mm_packus_epi16(_mm_srli_epi16::<8>(first), _mm_srli_epi16::<8>(second))]
+}
+
+/// The values in bf16 of 16 codes, one in each byte, by what [`bytes_of`] gives.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn look_up_bf16(codes: __m128i, [lower, upper]: [__m128i; 2]) -> [__m128i; 2] {
+    let (lower, upper) = (_mm_shuffle_epi8(lower, codes), _mm_shuffle_epi8(upper, codes));
+    [_mm_unpacklo_epi8(lower, upper), _mm_unpackhi_epi8(lower, upper)]
+}
+
+/// The values in bf16 of 32 codes, two in each of 16 bytes, the high nibble first.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn look_up_bytes(bytes: &[u8; 16], table: [__m128i; 2]) -> [__m128i; 4] {
+    let [high, low] = nibbles(bytes);
+    // Codes in the order of the values, 16 and 16.
+    let [a, b] = look_up_bf16(_mm_unpacklo_epi8(high, low), table);
+    let [c, d] = look_up_bf16(_mm_unpackhi_epi8(high, low), table);
+    [a, b, c, d]
+}
+
+/// The high and the low nibbles of 16 bytes.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn nibbles(bytes: &[u8; 16]) -> [__m128i; 2] {
+    // SAFETY: 16 bytes are there; the load needs no alignment.
+    let bytes = unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) };
+    let nibble = _mm_set1_epi8(15);
+    [_mm_and_si128(_mm_srli_epi16::<4>(bytes), nibble), _mm_and_si128(bytes, nibble)]
+}
+
 #[target_feature(enable = "avx2,fma,f16c")]
 fn expand_bf16(packed: &[u8], scales: &[f32], rounding: Rounding, out: &mut [bf16]) {
-    let low_nibble = _mm_set1_epi8(15);
     for ((out, packed), &scale) in out.chunks_exact_mut(BLOCK).zip(packed.chunks_exact(BLOCK / 2)).zip(scales) {
-        let Values(first, second) = Values::new(scale, rounding);
-        // The bits of the 16 values in bf16: packing works within halves of a register, hence the order of the quarters.
-        let upper_half = |values| _mm256_srli_epi32::<16>(_mm256_castps_si256(round_bf16(values)));
-        let bits = _mm256_packus_epi32(upper_half(first), upper_half(second));
-        let bits = _mm256_permute4x64_epi64::<0b11_01_10_00>(bits);
-        let (first, second) = (_mm256_castsi256_si128(bits), _mm256_extracti128_si256::<1>(bits));
-        let low_byte = _mm_set1_epi16(0xff);
-        let lower = _mm_packus_epi16(_mm_and_si128(first, low_byte), _mm_and_si128(second, low_byte));
-        let upper = _mm_packus_epi16(_mm_srli_epi16::<8>(first), _mm_srli_epi16::<8>(second));
-        for (out, bytes) in out.chunks_exact_mut(32).zip(packed.chunks_exact(16)) {
-            // SAFETY: 16 bytes are there; the load needs no alignment.
-            let bytes = unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) };
-            let high = _mm_and_si128(_mm_srli_epi16::<4>(bytes), low_nibble);
-            let low = _mm_and_si128(bytes, low_nibble);
-            // Codes in the order of the values, 16 and 16.
-            for (out, codes) in
-                out.chunks_exact_mut(16).zip([_mm_unpacklo_epi8(high, low), _mm_unpackhi_epi8(high, low)])
-            {
-                let (lower, upper) = (_mm_shuffle_epi8(lower, codes), _mm_shuffle_epi8(upper, codes));
-                // SAFETY: `out` has 16 elements of two bytes; the stores need no alignment.
-                unsafe {
-                    _mm_storeu_si128(out.as_mut_ptr().cast(), _mm_unpacklo_epi8(lower, upper));
-                    _mm_storeu_si128(out.as_mut_ptr().add(8).cast(), _mm_unpackhi_epi8(lower, upper));
-                }
+        let table = bytes_of(scale, rounding);
+        for (out, bytes) in out.as_chunks_mut::<32>().0.iter_mut().zip(packed.as_chunks().0) {
+            for (out, values) in out.as_chunks_mut::<8>().0.iter_mut().zip(look_up_bytes(bytes, table)) {
+                // SAFETY: `out` has 8 elements of two bytes; the store needs no alignment.
+                unsafe { _mm_storeu_si128(out.as_mut_ptr().cast(), values) }
             }
         }
     }

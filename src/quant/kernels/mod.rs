@@ -23,7 +23,7 @@ macro_rules! multiply_row_by_dot {
     };
 }
 
-/// Makes a function of a loop that is compiled for AVX-512 too, and chosen by the processor.
+/// Makes a function of a loop that is compiled for AVX2 and for AVX-512 too, and chosen by the processor.
 macro_rules! for_each_processor {
     ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $kind:ty),* $(,)?) $body:block) => {
         $(#[$doc])*
@@ -31,13 +31,22 @@ macro_rules! for_each_processor {
             #[inline(always)]
             fn portable($($arg: $kind),*) $body
             #[cfg(target_arch = "x86_64")]
-            if super::Isa::Avx512.is_available() {
+            if crate::quant::Isa::Avx512.is_available() {
                 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
                 fn wide($($arg: $kind),*) {
                     portable($($arg),*)
                 }
                 // SAFETY: the processor has the instructions; AVX-512 comes with FMA.
                 return unsafe { wide($($arg),*) };
+            }
+            #[cfg(target_arch = "x86_64")]
+            if crate::quant::Isa::Avx2.is_available() {
+                #[target_feature(enable = "avx2,fma")]
+                fn narrow($($arg: $kind),*) {
+                    portable($($arg),*)
+                }
+                // SAFETY: as before.
+                return unsafe { narrow($($arg),*) };
             }
             portable($($arg),*)
         }
@@ -204,12 +213,18 @@ pub enum Finish<'a> {
     Gradients { before: Option<&'a [bf16]>, mask: Option<&'a [bf16]> },
 }
 
-/// Products of many rows with one weight, whose columns are whole blocks.
+/// A weight `[rows, columns]` of a [`Product`].
+#[derive(Clone, Copy, Debug)]
+pub enum Weight<'a> {
+    /// Columns are whole blocks; values are rounded to a type on their way to bf16.
+    Nf4(Source<'a>, Rounding),
+    Bf16(&'a [bf16]),
+}
+
+/// Products of many rows with one weight.
 #[derive(Clone, Copy, Debug)]
 pub struct Product<'a> {
-    pub source: Source<'a>,
-    /// To which type the weight is rounded on its way to bf16.
-    pub rounding: Rounding,
+    pub weight: Weight<'a>,
     pub rows: usize,
     pub columns: usize,
     pub over: Over,
@@ -260,6 +275,12 @@ impl Product<'_> {
             }
             Finish::Gradients { before, mask } => is(len(before), n * width) && is(len(mask), n * width),
         };
+        let weight = match self.weight {
+            Weight::Nf4(source, _) => {
+                2 * source.packed.len() == self.rows * self.columns && self.columns.is_multiple_of(BLOCK)
+            }
+            Weight::Bf16(matrix) => matrix.len() == self.rows * self.columns,
+        };
         let is_over_columns = self.over == Over::Columns;
         let is_of_columns = matches!(self.finish, Finish::Outputs { .. }) == is_over_columns;
         let norm = match &self.norm {
@@ -273,7 +294,14 @@ impl Product<'_> {
         let norm = norm && norms == self.norm.map(|_| self.rows);
         let scaled = results.scaled.as_ref().map(|scaled| scaled.len());
         let results = results.out.len() == n * width && is(scaled, n * width);
-        matches!(self.streams.len(), 1 | 2) && streams && low_rank && norm && finish && is_of_columns && results
+        matches!(self.streams.len(), 1 | 2)
+            && weight
+            && streams
+            && low_rank
+            && norm
+            && finish
+            && is_of_columns
+            && results
     }
 }
 
@@ -422,9 +450,9 @@ pub fn multiply_each_bf16(matrices: &[Matrix<'_>], x: &[bf16], n: usize, out: &m
     for_each_row(matrices, &by_nibble(x, avx512bf16::LANES), n, out, avx512bf16::multiply_row);
 }
 
-/// Whether [`multiply_many`] is there: where bf16 products are.
+/// Whether [`multiply_many`] is there: from [`Isa::Avx2`] on.
 pub fn can_multiply_many(isa: Isa) -> bool {
-    isa >= Isa::Avx512Bf16 && isa.is_available()
+    isa >= Isa::Avx2 && isa.is_available()
 }
 
 /// Computes a product, where [`can_multiply_many`] says that it can and sizes fit ([`Product::fits`]); else nothing.
@@ -475,6 +503,8 @@ pub fn multiply_dense(isa: Isa, weight: &[bf16], x: &[f32], n: usize, out: &mut 
     for_each_dense_row(weight, x, n, out, |row, x| match isa {
         #[cfg(target_arch = "x86_64")]
         isa if isa >= Isa::Avx512 => avx512::dot_dense(row, x),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => avx2::dot_dense(row, x),
         _ => portable::dot_dense(row, x),
     });
 }

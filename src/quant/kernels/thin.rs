@@ -1,4 +1,4 @@
-//! Products of many rows of activations with an adapter's thin matrices, by AVX-512's bf16 instructions.
+//! Products of many rows of activations with an adapter's thin matrices, by AVX-512's bf16 instructions or AVX2's f32 ones.
 //!
 //! A thin product is too small for a general one to be worth its preparations. Sums are in f32; each is taken in the same
 //! order whatever the number of threads.
@@ -9,6 +9,7 @@ use std::arch::x86_64::*;
 use half::bf16;
 use rayon::prelude::*;
 
+use super::avx2::widen;
 use super::avx512bf16::as_bf16;
 use super::rows::narrow;
 use super::{Isa, Quantizable};
@@ -18,6 +19,9 @@ const LANES: usize = 16;
 
 /// Rows of `x` whose sums are in registers at a time.
 const ROWS: usize = 8;
+
+/// Of those, rows or ranks whose sums AVX2's fewer registers hold at a time.
+const NARROW: usize = 4;
 
 /// Columns of `x` that one register holds.
 const COLUMNS: usize = 32;
@@ -53,7 +57,7 @@ pub enum Outer<'a> {
 
 /// Whether the processor can do this.
 pub fn is_available() -> bool {
-    Isa::Avx512Bf16.is_available()
+    Isa::Avx2.is_available()
 }
 
 /// `out[row][i] = sum(x[row] * matrix[i])`, rounded: `x` is `[n, summed]`, `out` `[n, rank]`. Nothing happens where
@@ -75,7 +79,12 @@ pub fn inner(x: &[bf16], matrix: Thin<'_>, n: usize, rank: usize, out: &mut [bf1
             for (group, lines) in lines.chunks_exact(pairs.max(1)).enumerate() {
                 let mut sums = [[0f32; LANES]; ROWS];
                 // SAFETY: the instructions are there (`is_available`).
-                unsafe { inner_rows(x, summed, lines, &mut sums) }
+                unsafe {
+                    match Isa::Avx512Bf16.is_available() {
+                        true => inner_rows(x, summed, lines, &mut sums),
+                        false => inner_rows_narrow(x, summed, lines, &mut sums),
+                    }
+                }
                 for (out, sums) in out.chunks_exact_mut(rank).zip(&sums) {
                     let out = &mut out[group * LANES..];
                     out.iter_mut().zip(sums).for_each(|(out, sum)| *out = narrow(*sum));
@@ -116,8 +125,14 @@ pub fn outer(z: &[bf16], x: &[bf16], n: usize, finish: Outer<'_>, out: &mut [f32
             let column = group * COLUMNS;
             for part in 0..n_parts {
                 let mut sums = [[0f32; COLUMNS]; ROWS];
+                let pairs = pairs[part..].iter().step_by(n_parts);
                 // SAFETY: the instructions are there (`is_available`).
-                unsafe { outer_group(x, width, column, pairs[part..].iter().step_by(n_parts), &mut sums) }
+                unsafe {
+                    match Isa::Avx512Bf16.is_available() {
+                        true => outer_group(x, width, column, pairs, &mut sums),
+                        false => outer_group_narrow(x, width, column, pairs, &mut sums),
+                    }
+                }
                 for (idx, sums) in (part * ROWS..rank).zip(&sums) {
                     // SAFETY: no other task has these columns.
                     unsafe { out.write(idx, column, sums) }
@@ -250,6 +265,103 @@ fn outer_group<'a>(
         for (idx, sums) in sums.chunks_exact_mut(4).enumerate() {
             sums.copy_from_slice(&halves[idx % 2][idx / 2 * 4..][..4]);
         }
+    }
+}
+
+/// As [`inner_rows`].
+#[target_feature(enable = "avx2,fma")]
+fn inner_rows_narrow(x: &[bf16], summed: usize, lines: &[Line], sums: &mut [[f32; LANES]; ROWS]) {
+    let n = x.len() / summed;
+    for (part, sums) in sums.as_chunks_mut::<NARROW>().0.iter_mut().enumerate().take(n.div_ceil(NARROW)) {
+        // A row that is missing is the last one again.
+        let rows: [_; NARROW] = std::array::from_fn(|row| &x[(part * NARROW + row).min(n - 1) * summed..][..summed]);
+        let mut registers = [[_mm256_setzero_ps(); 2]; NARROW];
+        for (at, line) in lines[..summed / 2].iter().enumerate() {
+            let [left, right] = load_narrow(line);
+            for ([sum_left, sum_right], row) in registers.iter_mut().zip(&rows) {
+                // SAFETY: every row has `summed` elements, which `2 * at + 1` is below.
+                let pair = unsafe { [*row.get_unchecked(2 * at), *row.get_unchecked(2 * at + 1)] };
+                let [even, odd] = widen(_mm256_set1_epi32(bits(&pair)));
+                *sum_left = _mm256_fmadd_ps(odd, left[1], _mm256_fmadd_ps(even, left[0], *sum_left));
+                *sum_right = _mm256_fmadd_ps(odd, right[1], _mm256_fmadd_ps(even, right[0], *sum_right));
+            }
+        }
+        if let (1, Some(line)) = (summed % 2, lines.last()) {
+            let [left, right] = load_narrow(line);
+            for ([sum_left, sum_right], row) in registers.iter_mut().zip(&rows) {
+                let last = _mm256_set1_ps(row[summed - 1].widen());
+                *sum_left = _mm256_fmadd_ps(last, left[0], *sum_left);
+                *sum_right = _mm256_fmadd_ps(last, right[0], *sum_right);
+            }
+        }
+        sums.iter_mut().zip(registers).for_each(|(sums, registers)| store_narrow(registers, sums));
+    }
+}
+
+/// As [`outer_group`].
+#[target_feature(enable = "avx2,fma")]
+fn outer_group_narrow<'a>(
+    x: &[bf16],
+    width: usize,
+    column: usize,
+    pairs: impl Iterator<Item = &'a [[bf16; 2]; ROWS]> + Clone,
+    sums: &mut [[f32; COLUMNS]; ROWS],
+) {
+    for (part, sums) in sums.as_chunks_mut::<NARROW>().0.iter_mut().enumerate() {
+        for (half, column) in [column, column + LANES].into_iter().enumerate() {
+            let here = width.saturating_sub(column).min(LANES);
+            let row_of = |row: Option<&[bf16]>| {
+                let mut values = [0f32; LANES];
+                let row = row.map_or(&[][..], |row| &row[width.min(column)..][..here]);
+                match row.first_chunk::<LANES>() {
+                    Some(row) => values = row.map(|value| value.widen()),
+                    None => values.iter_mut().zip(row).for_each(|(value, row)| *value = row.widen()),
+                }
+                halves(&values)
+            };
+            let mut registers = [[_mm256_setzero_ps(); 2]; NARROW];
+            let mut rows = x.chunks_exact(width);
+            for pairs in pairs.clone() {
+                let (a, b) = (row_of(rows.next()), row_of(rows.next()));
+                let pairs = &pairs.as_chunks::<NARROW>().0[part];
+                for ([sum_left, sum_right], pair) in registers.iter_mut().zip(pairs) {
+                    let [even, odd] = widen(_mm256_set1_epi32(bits(pair)));
+                    *sum_left = _mm256_fmadd_ps(odd, b[0], _mm256_fmadd_ps(even, a[0], *sum_left));
+                    *sum_right = _mm256_fmadd_ps(odd, b[1], _mm256_fmadd_ps(even, a[1], *sum_right));
+                }
+            }
+            for (sums, registers) in sums.iter_mut().zip(registers) {
+                store_narrow(registers, &mut sums.as_chunks_mut::<LANES>().0[half]);
+            }
+        }
+    }
+}
+
+/// The first and the second of two neighbours, for the first eight ranks and the others.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn load_narrow(line: &Line) -> [[__m256; 2]; 2] {
+    let [left, right] = [0, 8].map(|first| {
+        // SAFETY: 8 lanes of 4 bytes are there, at an address that divides by 32.
+        unsafe { _mm256_load_si256(line.0[first..].as_ptr().cast()) }
+    });
+    [widen(left), widen(right)]
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn halves(values: &[f32; LANES]) -> [__m256; 2] {
+    // SAFETY: 16 floats are there.
+    unsafe { [_mm256_loadu_ps(values.as_ptr()), _mm256_loadu_ps(values.as_ptr().add(8))] }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn store_narrow([left, right]: [__m256; 2], sums: &mut [f32; LANES]) {
+    // SAFETY: there is room for 16 floats.
+    unsafe {
+        _mm256_storeu_ps(sums.as_mut_ptr(), left);
+        _mm256_storeu_ps(sums.as_mut_ptr().add(8), right);
     }
 }
 

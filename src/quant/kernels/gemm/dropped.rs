@@ -1,14 +1,12 @@
 //! The elements that a dropout mask drops, for products of a weight with `x` and with `mask x`: the second one differs from
 //! the first, but for a factor, in the few dropped elements only.
 //!
-//! What is here is made once for a product, from its mask; the loops are in `vectors.rs`.
-
-use std::arch::x86_64::*;
+//! What is here is made once for a product, from its mask; the loops are in `narrow.rs` and `wide.rs`.
 
 use half::bf16;
 use rayon::prelude::*;
 
-use super::super::{Finish, Product};
+use super::super::{Finish, Isa, Product};
 use super::layout::PAIR_ROWS;
 use super::step::{DEPTH, PAIR_LINES};
 
@@ -93,14 +91,15 @@ impl Dropped {
     const ONE_IN: usize = 7;
 
     /// Reads a mask. Whether it pays: all elements are 0 or one other value, and few are 0.
-    pub fn fill(&mut self, mask: &[bf16], columns: usize) -> bool {
+    pub fn fill(&mut self, isa: Isa, mask: &[bf16], columns: usize) -> bool {
         let Some(kept) = mask.iter().copied().find(|value| value.to_bits() != 0) else { return false };
         (self.kept, self.groups) = (kept.to_f32(), columns / DEPTH);
         self.bits.clear();
         self.bits.resize((mask.len() / columns).div_ceil(PAIR_ROWS) * self.groups, [0; PAIR_ROWS]);
         let parts = self.bits.par_chunks_mut(self.groups).zip(mask.par_chunks(PAIR_ROWS * columns));
         // SAFETY: the instructions are there (`multiply_many`).
-        let n_dropped = parts.map(|(bits, mask)| unsafe { scan(mask, columns, kept, bits) }).sum::<Option<usize>>();
+        let n_dropped =
+            parts.map(|(bits, mask)| unsafe { made_for!(isa, scan(mask, columns, kept, bits)) }).sum::<Option<usize>>();
         n_dropped.is_some_and(|n_dropped| n_dropped <= mask.len() / Self::ONE_IN)
     }
 
@@ -121,22 +120,4 @@ impl Dropped {
     pub fn bits(&self, pair: usize, group: usize) -> &[u32; PAIR_ROWS] {
         &self.bits[pair * self.groups + group]
     }
-}
-
-/// Finds the zeros of up to 32 rows of a mask; none when there is a value that is neither 0 nor `kept`.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,popcnt")]
-fn scan(mask: &[bf16], columns: usize, kept: bf16, bits: &mut [[u32; PAIR_ROWS]]) -> Option<usize> {
-    let kept = _mm512_set1_epi16(kept.to_bits() as i16);
-    let (mut n_dropped, mut others) = (0, 0);
-    for (row, mask) in mask.chunks_exact(columns).enumerate() {
-        for (bits, mask) in bits.iter_mut().zip(mask.as_chunks::<DEPTH>().0) {
-            // SAFETY: 32 elements of two bytes are there; the load needs no alignment.
-            let values = unsafe { _mm512_loadu_si512(mask.as_ptr().cast()) };
-            let zeros = _mm512_testn_epi16_mask(values, values);
-            others |= zeros ^ _mm512_cmpneq_epi16_mask(values, kept);
-            n_dropped += zeros.count_ones() as usize;
-            bits[row] = zeros;
-        }
-    }
-    (others == 0).then_some(n_dropped)
 }

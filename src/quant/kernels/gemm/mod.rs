@@ -1,4 +1,4 @@
-//! Products of many token rows with an NF4 weight in bf16, the weight expanded a piece at a time into the cache.
+//! Products of many token rows with a weight in NF4 or bf16, in bf16, the weight expanded a piece at a time into the cache.
 //!
 //! The summed dimension is cut into chunks. For each, 64 rows or columns of the weight are expanded into tiles, which stay in
 //! the first-level cache while all token rows go by; token rows are brought into tiles once. The weight is the right operand.
@@ -14,11 +14,22 @@
 //!   is 0.
 #![allow(unsafe_code)]
 
+/// Calls a loop that is made for the instructions of `isa`: AVX-512's bf16 products, or AVX2's f32 ones.
+macro_rules! made_for {
+    ($isa:expr, $name:ident $args:tt) => {
+        match $isa >= $crate::quant::Isa::Avx512Bf16 {
+            true => $crate::quant::kernels::gemm::wide::$name $args,
+            false => $crate::quant::kernels::gemm::narrow::$name $args,
+        }
+    };
+}
+
 mod amx;
 mod dropped;
 mod layout;
+mod narrow;
 mod step;
-mod vectors;
+mod wide;
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -26,10 +37,10 @@ use std::ops::Range;
 use half::bf16;
 use rayon::prelude::*;
 
-use super::{Finish, Isa, Norm, Over, Product, Results};
+use super::{Finish, Isa, Norm, Over, Product, Results, Weight};
 use crate::quant::nf4::BLOCK;
 use dropped::Dropped;
-use layout::{Order, PAIR_ROWS, UNIT, unit_lines};
+use layout::{Codes, Order, PAIR_ROWS, UNIT, unit_lines};
 use step::{DEPTH, Engine, Extent, Line, PAIR_LINES, Sums};
 
 pub use amx::has_tiles;
@@ -123,7 +134,7 @@ impl Out {
     }
 }
 
-/// Computes a product with the instructions `isa`, at least [`Isa::Avx512Bf16`]; columns are whole blocks. Where the processor
+/// Computes a product with the instructions `isa`, at least [`Isa::Avx2`]; columns of an NF4 weight are whole blocks. Where the processor
 /// has no such instructions, or sizes do not fit, nothing happens.
 pub fn multiply_many(isa: Isa, product: &Product<'_>, results: Results<'_>) {
     let (summed, width) = product.widths();
@@ -143,7 +154,7 @@ pub fn multiply_many(isa: Isa, product: &Product<'_>, results: Results<'_>) {
     let mut tokens = TOKENS.take();
     let Tokens { lines, norm_lines, dropped } = &mut tokens;
     let mask = dropped::mask(product).filter(|_| isa != Isa::Amx);
-    let has_dropped = mask.is_some_and(|mask| dropped.fill(mask, product.columns));
+    let has_dropped = mask.is_some_and(|mask| dropped.fill(isa, mask, product.columns));
     let has_turned_sums = isa == Isa::Amx && product.over == Over::Columns;
     let scale: Vec<f32>;
     let factors = match (has_dropped, product.over, product.streams) {
@@ -157,43 +168,32 @@ pub fn multiply_many(isa: Isa, product: &Product<'_>, results: Results<'_>) {
         }
         _ => product.streams.iter().map(|stream| (stream.x, stream.scale)).collect(),
     };
-    let low_line = factors.len() * depth * PAIR_LINES;
-    let pair_lines = low_line + low_depth * PAIR_LINES;
+    let token_lines = if isa >= Isa::Avx512Bf16 { PAIR_LINES } else { narrow::TOKEN_LINES };
+    let low_line = factors.len() * depth * token_lines;
+    let pair_lines = low_line + low_depth * token_lines;
     if lines.len() < pairs * pair_lines {
         lines.resize(pairs * pair_lines, Line::ZERO);
     }
     lines[..pairs * pair_lines].par_chunks_exact_mut(pair_lines.max(1)).enumerate().for_each(|(pair, lines)| {
-        let pack = |x: &[bf16], width: usize, scale: Option<&[f32]>, lines: &mut [Line]| {
+        let pack = |x: &[bf16], width: usize, scale: Option<&[f32]>, chunk: usize, lines: &mut [Line]| {
             let x = &x[pair * PAIR_ROWS * width..((pair + 1) * PAIR_ROWS).min(n) * width];
-            // SAFETY: the instructions are there (`can_multiply_many`).
-            unsafe {
-                match has_turned_sums {
-                    true => layout::pack_right(x, width, lines),
-                    false => layout::pack_left(x, width, scale, Order::AsTheyCome, lines),
-                }
-            }
+            pack_tokens((isa, has_turned_sums), x, width, scale, chunk, lines);
         };
         let (parts, low) = lines.split_at_mut(low_line);
-        for ((x, scale), lines) in factors.iter().zip(parts.chunks_exact_mut((depth * PAIR_LINES).max(1))) {
+        for ((x, scale), lines) in factors.iter().zip(parts.chunks_exact_mut((depth * token_lines).max(1))) {
             if let Some(x) = x {
-                pack(x, summed, *scale, lines);
+                pack(x, summed, *scale, chunk, lines);
             }
         }
         if let Some(low_rank) = low_rank {
-            pack(low_rank.inner, low_rank.rank, None, low);
+            pack(low_rank.inner, low_rank.rank, None, low_depth, low);
         }
     });
     if let Some(Norm { rank, lora_a, .. }) = product.norm {
-        norm_lines.resize(rank.div_ceil(PAIR_ROWS) * depth * PAIR_LINES, Line::ZERO);
-        let pairs = norm_lines.par_chunks_exact_mut((depth * PAIR_LINES).max(1));
+        norm_lines.resize(rank.div_ceil(PAIR_ROWS) * depth * token_lines, Line::ZERO);
+        let pairs = norm_lines.par_chunks_exact_mut((depth * token_lines).max(1));
         pairs.zip(lora_a.par_chunks((PAIR_ROWS * summed).max(1))).for_each(|(lines, x)| {
-            // SAFETY: the instructions are there (`can_multiply_many`).
-            unsafe {
-                match has_turned_sums {
-                    true => layout::pack_right(x, summed, lines),
-                    false => layout::pack_left(x, summed, None, Order::AsTheyCome, lines),
-                }
-            }
+            pack_tokens((isa, has_turned_sums), x, summed, None, chunk, lines);
         });
     }
     let outs = Outs {
@@ -213,12 +213,43 @@ pub fn multiply_many(isa: Isa, product: &Product<'_>, results: Results<'_>) {
         let dropped = has_dropped.then_some(&tokens.dropped);
         let (lines, norm_lines) = (&tokens.lines, &tokens.norm_lines);
         let outs = &outs;
-        let work =
-            Work { isa, product, lines, norm_lines, dropped, has_turned_sums, depth, chunk, low_depth, low_line, outs };
+        let work = Work {
+            isa,
+            product,
+            lines,
+            norm_lines,
+            dropped,
+            has_turned_sums,
+            token_lines,
+            depth,
+            chunk,
+            low_depth,
+            low_line,
+            outs,
+        };
         work.run(pairs, units, &mut scratch);
         SCRATCH.set(scratch);
     });
     TOKENS.set(tokens);
+}
+
+/// 32 rows of tokens into tiles, for the right side of a product where sums are turned.
+fn pack_tokens(
+    (isa, has_turned_sums): (Isa, bool),
+    x: &[bf16],
+    width: usize,
+    scale: Option<&[f32]>,
+    chunk: usize,
+    lines: &mut [Line],
+) {
+    // SAFETY: the instructions are there (`multiply_many`).
+    unsafe {
+        match isa >= Isa::Avx512Bf16 {
+            true if has_turned_sums => wide::pack_right(x, width, lines),
+            true => layout::pack_left(x, width, scale, 0, Order::AsTheyCome, lines),
+            false => narrow::pack_tokens(x, width, scale, chunk, lines),
+        }
+    }
 }
 
 struct Outs {
@@ -238,6 +269,8 @@ struct Work<'a> {
     dropped: Option<&'a Dropped>,
     /// Whether sums have a row for each row of the weight, not of tokens.
     has_turned_sums: bool,
+    /// Lines of 32 rows of tokens for each [`DEPTH`].
+    token_lines: usize,
     /// Of the summed dimension, in [`DEPTH`]s.
     depth: usize,
     /// [`DEPTH`]s in a chunk.
@@ -293,14 +326,15 @@ impl Work<'_> {
                     let (group, column) = (2 * unit + half, unit * UNIT + half * DEPTH);
                     let norm_sums = &mut norm_sums[(2 * unit_idx + half) * norm_pairs..][..norm_pairs];
                     for (pair, sums) in norm_sums.iter_mut().enumerate() {
-                        let tokens = &self.norm_lines[(pair * depth + start) * PAIR_LINES..][..len * PAIR_LINES];
+                        let tokens =
+                            &self.norm_lines[(pair * depth + start) * self.token_lines..][..len * self.token_lines];
                         let rows = (norm_rank - pair * PAIR_ROWS).min(PAIR_ROWS);
                         step(weight, tokens, Extent { rows, summed: len * DEPTH }, start > 0, sums);
                     }
                     let change = if is_last { self.change(column, norm_sums, pairs.start == 0) } else { None };
                     if self.with_elements().is_some() {
                         // SAFETY: the instructions are there (`multiply_many`).
-                        unsafe { layout::turn_columns(weight, columns) }
+                        unsafe { made_for!(self.isa, turn_columns(weight, columns)) }
                     }
                     let n = self.add_elements(columns, pairs.clone(), group, start..start + len, elements);
                     let mut summed: &[_];
@@ -308,8 +342,9 @@ impl Work<'_> {
                     for (pair, sums) in pairs.clone().zip(sums.chunks_exact_mut(n_streams)) {
                         let lines = &self.lines[pair * pair_lines..][..pair_lines];
                         let rows = (self.product.n - pair * PAIR_ROWS).min(PAIR_ROWS);
-                        let tokens =
-                            |factor: usize| &lines[(factor * depth + start) * PAIR_LINES..][..len * PAIR_LINES];
+                        let tokens = |factor: usize| {
+                            &lines[(factor * depth + start) * self.token_lines..][..len * self.token_lines]
+                        };
                         let mut has_sums = [false; 2];
                         let n_factors = if self.dropped.is_some() { 1 } else { n_streams };
                         for (idx, stream) in self.product.streams[..n_factors].iter().enumerate() {
@@ -325,7 +360,7 @@ impl Work<'_> {
                         match (self.dropped, self.product.over, &mut *sums) {
                             (Some(dropped), Over::Columns, [first, second]) => {
                                 // SAFETY: the instructions are there (`multiply_many`).
-                                unsafe { layout::keep_rest(first, second, dropped.kept) }
+                                unsafe { made_for!(self.isa, keep_rest(first, second, dropped.kept)) }
                                 has_sums[1] = true;
                             }
                             (Some(dropped), Over::Rows, [first, _]) => {
@@ -356,7 +391,7 @@ impl Work<'_> {
         for (pair, ([_, left], [_, right])) in pairs.zip(both) {
             let entries = dropped.entries(pair).rows(chunk);
             // SAFETY: the instructions are there (`multiply_many`).
-            unsafe { vectors::step_entries(entries, weight, chunk > 0, [left, right]) }
+            unsafe { made_for!(self.isa, step_entries(entries, weight, chunk > 0, [left, right])) }
         }
     }
 
@@ -379,10 +414,12 @@ impl Work<'_> {
         let mut n = 0;
         for pair in pairs {
             // The second factor, that without a scale.
-            let lines = &self.lines[pair * self.pair_lines() + self.depth * PAIR_LINES..];
-            let tokens = &lines[chunk.start * PAIR_LINES..chunk.end * PAIR_LINES];
+            let lines = &self.lines[pair * self.pair_lines() + self.depth * self.token_lines..];
+            let tokens = &lines[chunk.start * self.token_lines..chunk.end * self.token_lines];
             // SAFETY: the instructions are there (`multiply_many`).
-            n += unsafe { vectors::step_elements(tokens, columns, dropped.bits(pair, group), &mut elements[n..]) };
+            n += unsafe {
+                made_for!(self.isa, step_elements(tokens, columns, dropped.bits(pair, group), &mut elements[n..]))
+            };
         }
         n
     }
@@ -394,7 +431,7 @@ impl Work<'_> {
 
     /// Lines of 32 rows of tokens.
     fn pair_lines(&self) -> usize {
-        self.low_line + self.low_depth * PAIR_LINES
+        self.low_line + self.low_depth * self.token_lines
     }
 
     /// The elements of a part of the result that are summed one by one.
@@ -415,11 +452,8 @@ impl Work<'_> {
         let mut squares = layout::part(norm.squares, column);
         for (idx, twice_b) in norm.twice_b.chunks_exact(self.product.rows).enumerate() {
             let sums = &norm_sums[idx / PAIR_ROWS];
-            // SAFETY: the instructions are there (`multiply_many`).
-            unsafe {
-                let sums = layout::row_of(sums, idx % PAIR_ROWS, self.has_turned_sums);
-                layout::add_products(&sums, &layout::part(twice_b, column), &mut squares);
-            }
+            let sums = layout::row_of(sums, idx % PAIR_ROWS, self.has_turned_sums);
+            layout::add_products(&sums, &layout::part(twice_b, column), &mut squares);
         }
         // Rounding can push the sum of a vanishing row just below zero.
         let values = squares.map(|square| square.max(0.0).sqrt());
@@ -439,28 +473,28 @@ impl Work<'_> {
                     let bias = bias.map(|values| layout::part(values, column));
                     let (first, rest) = sums.split_at(1);
                     if let (Some(scaled), [second]) = (&self.outs.scaled, rest) {
-                        layout::round_gained(second, None, None, &mut rounded);
+                        made_for!(self.isa, round_gained(second, None, None, &mut rounded));
                         scaled.write(row, column, &rounded);
                     }
-                    layout::round_gained(&first[0], rest.first().zip(change), bias, &mut rounded);
+                    made_for!(self.isa, round_gained(&first[0], rest.first().zip(change), bias, &mut rounded));
                 }
                 Finish::Outputs { bias, .. } => {
                     let bias = bias.map(|values| layout::part(values, column));
                     if let [first, second] = sums {
-                        layout::add_gained(first, second, change);
+                        wide::add_gained(first, second, change);
                         if let Some(scaled) = &self.outs.scaled {
-                            layout::round_transposed(second, None, &mut rounded);
+                            wide::round_transposed(second, None, &mut rounded);
                             scaled.write(row, column, &rounded);
                         }
                     }
-                    layout::round_transposed(&sums[0], bias, &mut rounded);
+                    wide::round_transposed(&sums[0], bias, &mut rounded);
                 }
                 Finish::Gradients { before, mask } => {
                     let at = row * self.outs.out.width + column;
                     let before = before.map(|values| layout::Rows::new(values, at, self.outs.out.width));
                     let mask = mask.map(|values| layout::Rows::new(values, at, self.outs.out.width));
                     let (first, rest) = sums.split_at(1);
-                    layout::round_interleaved(&first[0], rest.first().zip(mask), before, &mut rounded);
+                    made_for!(self.isa, round_interleaved(&first[0], rest.first().zip(mask), before, &mut rounded));
                 }
             }
         }
@@ -469,45 +503,54 @@ impl Work<'_> {
 
     /// Expands what a unit of the result needs of the weight over a part of the summed dimension.
     fn expand(&self, unit: usize, start: usize, len: usize, out: &mut [Line]) {
-        let Product { rows, columns, rounding, ref source, .. } = *self.product;
+        let Product { rows, columns, weight, over, .. } = *self.product;
+        let (source, rounding) = match weight {
+            Weight::Nf4(source, rounding) => (source, rounding),
+            Weight::Bf16(matrix) => return self.pack_matrix(matrix, unit, start, len, out),
+        };
+        let codes = Codes { source, rounding, rows, columns };
         // SAFETY: the instructions are there (`multiply_many`).
         unsafe {
-            match self.product.over {
+            match over {
                 Over::Columns => {
                     let blocks = (start * DEPTH / BLOCK, len * DEPTH / BLOCK);
-                    let order = self.weight_order();
-                    layout::expand_rows(source, rounding, (rows, columns), unit * UNIT, blocks, order, out);
-                    if !self.has_turned_sums {
-                        layout::turn_rows(&mut out[..unit_lines(len)]);
-                    }
+                    made_for!(self.isa, expand_rows(&codes, unit * UNIT, blocks, self.weight_order(), out));
+                    self.turn_rows(&mut out[..unit_lines(len)]);
                 }
-                Over::Rows => {
-                    layout::expand_columns(source, rounding, (rows, columns), unit, (start * DEPTH, len), out);
-                }
+                Over::Rows => made_for!(self.isa, expand_columns(&codes, unit, (start * DEPTH, len), out)),
             }
         }
     }
 
     /// As [`Work::expand`] for the matrix of the low-rank term.
     fn expand_low_rank(&self, unit: usize, out: &mut [Line]) {
-        let Some(low_rank) = &self.product.low_rank else { return };
-        let lines = self.low_depth * PAIR_LINES;
-        for (half, out) in out.chunks_exact_mut(lines.max(1)).enumerate() {
+        if let Some(low_rank) = &self.product.low_rank {
+            self.pack_matrix(low_rank.matrix, unit, 0, self.low_depth, out);
+        }
+    }
+
+    /// As [`Work::expand`] for a matrix of bf16, over columns `[rows, any]`, over rows `[any, columns]`.
+    fn pack_matrix(&self, matrix: &[bf16], unit: usize, start: usize, len: usize, out: &mut [Line]) {
+        let Product { rows, columns, over, .. } = *self.product;
+        for (half, out) in out[..unit_lines(len)].chunks_exact_mut((len * PAIR_LINES).max(1)).enumerate() {
             let first = unit * UNIT + half * DEPTH;
-            // SAFETY: the instructions are there (`multiply_many`).
-            unsafe {
-                match self.product.over {
-                    Over::Columns => {
-                        let rows = first.min(self.product.rows)..(first + DEPTH).min(self.product.rows);
-                        let matrix = &low_rank.matrix[rows.start * low_rank.rank..rows.end * low_rank.rank];
-                        layout::pack_left(matrix, low_rank.rank, None, self.weight_order(), out);
-                        if !self.has_turned_sums {
-                            layout::turn_rows(out);
-                        }
-                    }
-                    Over::Rows => layout::pack_columns(low_rank.matrix, self.product.columns, first, out),
+            match over {
+                Over::Columns => {
+                    let width = matrix.len() / rows;
+                    let matrix = &matrix[first.min(rows) * width..(first + DEPTH).min(rows) * width];
+                    layout::pack_left(matrix, width, None, start, self.weight_order(), out);
+                    self.turn_rows(out);
                 }
+                Over::Rows => layout::pack_columns(matrix, columns, first, start, out),
             }
+        }
+    }
+
+    /// Makes rows of the weight the right side of a product, unless they are the left one.
+    fn turn_rows(&self, lines: &mut [Line]) {
+        if !self.has_turned_sums {
+            // SAFETY: the instructions are there (`multiply_many`).
+            unsafe { made_for!(self.isa, turn_rows(lines)) }
         }
     }
 }

@@ -2,7 +2,7 @@
 //! Both read the same operands.
 
 use super::super::Isa;
-use super::{amx, vectors};
+use super::{amx, narrow, wide};
 
 /// Rows of a tile, and its columns of f32.
 pub const SIDE: usize = 16;
@@ -10,7 +10,7 @@ pub const SIDE: usize = 16;
 /// Elements of bf16 that a tile's row holds: the part of the summed dimension that one instruction takes.
 pub const DEPTH: usize = 32;
 
-/// Lines that a step reads of either operand for each [`DEPTH`]: two tiles.
+/// Lines that a step reads of an operand in bf16 for each [`DEPTH`]: two tiles.
 pub const PAIR_LINES: usize = 2 * SIDE;
 
 /// The sums of a step: those of the first 16 rows, 16 columns at a time, then those of the other rows.
@@ -29,6 +29,14 @@ pub struct Line(pub [u16; 32]);
 
 impl Line {
     pub const ZERO: Self = Self([0; 32]);
+
+    /// Multiplies elements of bf16, rounded.
+    #[inline(always)]
+    pub fn multiply(&mut self, factors: &[f32; DEPTH]) {
+        for (value, factor) in self.0.iter_mut().zip(factors) {
+            *value = super::super::bf16_bits(f32::from_bits(u32::from(*value) << 16) * factor);
+        }
+    }
 }
 
 /// How much of its operands a step has to look at: the rest of a tile is zero, or nobody wants it.
@@ -43,37 +51,58 @@ pub struct Extent {
 /// What multiplies, on this thread as long as it lives.
 pub enum Engine {
     Tiles(amx::Tiles),
-    Vectors,
+    /// AVX-512's bf16 products.
+    Wide,
+    /// AVX2's f32 products.
+    Narrow,
 }
 
 impl Engine {
     /// That of a set of instructions.
     ///
     /// # Safety
-    /// The processor has them, and they are [`Isa::Avx512Bf16`] or more.
+    /// The processor has them, and they are [`Isa::Avx2`] or more.
     pub unsafe fn new(isa: Isa) -> Self {
         match isa {
             // SAFETY: the processor has tiles, says the caller.
             Isa::Amx => Self::Tiles(unsafe { amx::Tiles::new() }),
-            _ => Self::Vectors,
+            Isa::Avx512Bf16 => Self::Wide,
+            _ => Self::Narrow,
+        }
+    }
+
+    /// Lines of the left operand for each [`DEPTH`].
+    fn left_lines(&self) -> usize {
+        match self {
+            Self::Narrow => narrow::TOKEN_LINES,
+            _ => PAIR_LINES,
         }
     }
 
     /// `sums = a b` over an extent of the summed dimension, or with `adds` that much more.
     ///
-    /// Either operand is a run of pairs of tiles, a pair for each [`DEPTH`]. A tile of `a` has 16 rows of 32 elements; one of
-    /// `b` has 16 rows, each with two neighbours of the summed dimension for each of 16 columns.
+    /// Either operand is a run of pairs of tiles, a pair for each [`DEPTH`]. A tile of `a` has 16 rows of 32 elements, with AVX2 a chunk of what
+    /// [`narrow::pack_tokens`] gives; one of `b` has 16 rows, each with two neighbours of the summed dimension for each of 16
+    /// columns.
     pub fn step(&self, a: &[Line], b: &[Line], extent: Extent, adds: bool, sums: &mut Sums) {
-        let lines = extent.summed.div_ceil(DEPTH) * PAIR_LINES;
-        let (a, b) = (&a[..lines], &b[..lines]);
+        let depth = extent.summed.div_ceil(DEPTH);
+        let (a, b) = (&a[..depth * self.left_lines()], &b[..depth * PAIR_LINES]);
         match self {
             Self::Tiles(tiles) => tiles.step(a, b, adds, sums),
             // SAFETY: the processor has the instructions, which `new` asks for.
-            Self::Vectors if extent.summed <= DEPTH / 2 => unsafe {
-                vectors::step::<{ SIDE / 2 }>(a, b, extent.rows, adds, sums);
+            Self::Wide => unsafe {
+                match extent.summed <= DEPTH / 2 {
+                    true => wide::step::<{ SIDE / 2 }>(a, b, extent.rows, adds, sums),
+                    false => wide::step::<SIDE>(a, b, extent.rows, adds, sums),
+                }
             },
             // SAFETY: as above.
-            Self::Vectors => unsafe { vectors::step::<SIDE>(a, b, extent.rows, adds, sums) },
+            Self::Narrow => unsafe {
+                match extent.summed <= DEPTH / 2 {
+                    true => narrow::step::<{ SIDE / 2 }>(a, b, extent.rows, adds, sums),
+                    false => narrow::step::<SIDE>(a, b, extent.rows, adds, sums),
+                }
+            },
         }
     }
 }
