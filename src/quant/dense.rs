@@ -1,5 +1,5 @@
-//! Products with a bf16 matrix on the CPU: with few rows, as the head of a decoding step, which reads the whole matrix for one token;
-//! and with many rows on processors without bf16 products, where libtorch's are a hundred times slower than those in f32.
+//! Products with a bf16 matrix on the CPU: with few rows, as the head of a decoding step, which reads the whole matrix for one
+//! token; and with many rows on processors without bf16 products, where libtorch's are many times slower than those in f32.
 
 use tch::{Device, Kind, Tensor};
 
@@ -48,8 +48,8 @@ fn multiply_with(isa: Isa, weight: &Tensor, x: &Tensor) -> Result<Tensor> {
     Ok(out.f_transpose(0, 1)?.f_contiguous()?)
 }
 
-/// `x W^T + bias` for a matrix `[rows, columns]` and `x` `[n, columns]`, giving `[n, rows]`: as libtorch's, but where the processor has
-/// AVX2 and no bf16 products, and the tensors are as [`rows::can_pass`] asks, by loops of our own.
+/// `x W^T + bias` for a matrix `[rows, columns]` and `x` `[n, columns]`, giving `[n, rows]`: as libtorch's, but where the processor
+/// has AVX2 and no bf16 products, and the tensors are as [`rows::can_pass`] asks, by loops of our own.
 ///
 /// # Errors
 /// When shapes do not fit or memory is short.

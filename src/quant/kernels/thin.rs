@@ -311,13 +311,13 @@ fn outer_group_narrow<'a>(
         for (half, column) in [column, column + LANES].into_iter().enumerate() {
             let here = width.saturating_sub(column).min(LANES);
             let row_of = |row: Option<&[bf16]>| {
-                let mut values = [0f32; LANES];
                 let row = row.map_or(&[][..], |row| &row[width.min(column)..][..here]);
-                match row.first_chunk::<LANES>() {
-                    Some(row) => values = row.map(|value| value.widen()),
-                    None => values.iter_mut().zip(row).for_each(|(value, row)| *value = row.widen()),
+                if let Some(row) = row.first_chunk() {
+                    return load_row(row);
                 }
-                halves(&values)
+                let mut values = [bf16::ZERO; LANES];
+                values[..row.len()].copy_from_slice(row);
+                load_row(&values)
             };
             let mut registers = [[_mm256_setzero_ps(); 2]; NARROW];
             let mut rows = x.chunks_exact(width);
@@ -341,18 +341,21 @@ fn outer_group_narrow<'a>(
 #[inline]
 #[target_feature(enable = "avx2,fma")]
 fn load_narrow(line: &Line) -> [[__m256; 2]; 2] {
-    let [left, right] = [0, 8].map(|first| {
-        // SAFETY: 8 lanes of 4 bytes are there, at an address that divides by 32.
-        unsafe { _mm256_load_si256(line.0[first..].as_ptr().cast()) }
-    });
-    [widen(left), widen(right)]
+    let halves = line.0.as_chunks::<8>().0;
+    // SAFETY: a line has 64 bytes at an address that divides by 64.
+    unsafe {
+        [widen(_mm256_load_si256(halves[0].as_ptr().cast())), widen(_mm256_load_si256(halves[1].as_ptr().cast()))]
+    }
 }
 
+/// Elements of a row in f32, the first eight and the others.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn halves(values: &[f32; LANES]) -> [__m256; 2] {
-    // SAFETY: 16 floats are there.
-    unsafe { [_mm256_loadu_ps(values.as_ptr()), _mm256_loadu_ps(values.as_ptr().add(8))] }
+fn load_row(row: &[bf16; LANES]) -> [__m256; 2] {
+    // SAFETY: 16 elements of two bytes are there; the loads need no alignment.
+    let (left, right) = unsafe { (_mm_loadu_si128(row.as_ptr().cast()), _mm_loadu_si128(row.as_ptr().add(8).cast())) };
+    let (left, right) = (_mm256_cvtepu16_epi32(left), _mm256_cvtepu16_epi32(right));
+    [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(left)), _mm256_castsi256_ps(_mm256_slli_epi32::<16>(right))]
 }
 
 #[inline]

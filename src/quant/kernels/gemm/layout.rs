@@ -12,7 +12,7 @@ pub const PAIR_ROWS: usize = 2 * SIDE;
 /// Columns or rows of the weight that are expanded together: two pairs of tiles.
 pub const UNIT: usize = 64;
 
-/// Lines into which [`expand_rows`] and [`expand_columns`] expand a unit over `depth` times [`DEPTH`] elements.
+/// Lines into which [`Codes::expand_rows`] and [`Codes::expand_columns`] expand a unit over `depth` times [`DEPTH`] elements.
 pub fn unit_lines(depth: usize) -> usize {
     2 * depth * PAIR_LINES
 }
@@ -68,8 +68,8 @@ pub fn part(values: &[f32], start: usize) -> [f32; DEPTH] {
 }
 
 for_each_processor! {
-    /// 32 columns of a matrix `[any, width]`, from `column` on, as [`expand_columns`] gives those of a weight: rows from `first` times
-    /// [`DEPTH`] on.
+    /// 32 columns of a matrix `[any, width]`, from `column` on, as [`Codes::expand_columns`] gives those of a weight: rows
+    /// from `first` times [`DEPTH`] on.
     pub fn pack_columns(matrix: &[bf16], width: usize, column: usize, first: usize, out: &mut [Line]) {
         for (depth, out) in (first..).zip(out.chunks_exact_mut(PAIR_LINES)) {
             let (even, odd) = out.split_at_mut(SIDE);
@@ -114,7 +114,7 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// The sums of row `idx` of 32 rows of tokens with 32 rows of the weight, as [`turn_rows`] orders these, or turned.
+/// The sums of row `idx` of 32 rows of tokens with 32 rows of the weight, as `turn_rows` orders these, or turned.
 pub fn row_of(sums: &Sums, idx: usize, is_turned: bool) -> [f32; DEPTH] {
     let (half, idx) = (idx / SIDE, idx % SIDE);
     if is_turned {
@@ -131,7 +131,7 @@ for_each_processor! {
     }
 }
 
-/// Puts sums of four parts in their places: those that `bits` names of 32 columns as [`expand_columns`] orders them, for each
+/// Puts sums of four parts in their places: those that `bits` names of 32 columns as [`Codes::expand_columns`] orders them, for each
 /// of 32 rows. Says how many they are.
 pub fn put_elements(elements: &[[f32; 4]], bits: &[u32; PAIR_ROWS], sums: &mut Sums) -> usize {
     let places = bits.iter().enumerate().flat_map(|(row, &bits)| {

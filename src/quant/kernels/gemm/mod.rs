@@ -134,8 +134,8 @@ impl Out {
     }
 }
 
-/// Computes a product with the instructions `isa`, at least [`Isa::Avx2`]; columns of an NF4 weight are whole blocks. Where the processor
-/// has no such instructions, or sizes do not fit, nothing happens.
+/// Computes a product with the instructions `isa`, at least [`Isa::Avx2`]; columns of an NF4 weight are whole blocks. Where the
+/// processor has no such instructions, or sizes do not fit, nothing happens.
 pub fn multiply_many(isa: Isa, product: &Product<'_>, results: Results<'_>) {
     let (summed, width) = product.widths();
     let n = product.n;

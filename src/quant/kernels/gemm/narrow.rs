@@ -1,5 +1,8 @@
 //! The loops of a product with AVX2 and FMA, for processors without bf16 products: operands become f32 on their way into a
 //! register. As in `wide.rs`, but for the order of sums.
+//!
+//! Closures with instructions of their own are not made part of the loop around them by a library function that has none, such as an
+//! array's `map`: hence indices.
 
 use std::arch::x86_64::*;
 
@@ -40,7 +43,7 @@ pub fn expand_rows(codes: &Codes<'_>, row: usize, blocks: (usize, usize), order:
 pub fn expand_columns(codes: &Codes<'_>, block: usize, rows: (usize, usize), out: &mut [Line]) {
     let table = |scale, rounding| bytes_of(scale, rounding);
     codes.expand_columns(block, rows, out, table, |[first, second], [table, other], outs| {
-        for ((a, b), out) in nibbles(first).into_iter().zip(nibbles(second)).zip(outs) {
+        for ((&a, &b), out) in nibbles(first).iter().zip(&nibbles(second)).zip(outs) {
             let ([a, b], [c, d]) = (look_up_bf16(a, *table), look_up_bf16(b, *other));
             let low = [_mm_unpacklo_epi16(a, c), _mm_unpackhi_epi16(a, c)];
             store_line([low[0], low[1], _mm_unpacklo_epi16(b, d), _mm_unpackhi_epi16(b, d)], out);
@@ -85,8 +88,11 @@ pub fn turn_columns(lines: &[Line], out: &mut [Line]) {
 fn turned(tile: &[Line; SIDE]) -> [Line; SIDE] {
     let mut out = [Line::ZERO; SIDE];
     for (first, half) in [(0, 0), (0, 1), (8, 0), (8, 1)] {
-        let rows: [_; 8] = std::array::from_fn(|row| load(&tile[first + row])[half]);
-        for (idx, row) in transpose(rows).into_iter().enumerate() {
+        let mut rows = [_mm256_setzero_si256(); 8];
+        for (row, line) in rows.iter_mut().zip(&tile[first..]) {
+            *row = load(line)[half];
+        }
+        for (idx, &row) in transpose(rows).iter().enumerate() {
             let out = &mut out[8 * half + idx].0.as_chunks_mut::<SIDE>().0[first / 8];
             // SAFETY: 32 bytes are there; the store needs no alignment.
             unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), row) }
@@ -108,10 +114,12 @@ fn transpose(rows: [__m256i; 8]) -> [__m256i; 8] {
         quad[2] = _mm256_unpacklo_epi64(high[0], high[1]);
         quad[3] = _mm256_unpackhi_epi64(high[0], high[1]);
     }
-    std::array::from_fn(|column| match column < 4 {
-        true => _mm256_permute2x128_si256::<0x20>(quads[column], quads[4 + column]),
-        false => _mm256_permute2x128_si256::<0x31>(quads[column - 4], quads[column]),
-    })
+    let mut out = [_mm256_setzero_si256(); 8];
+    for column in 0..4 {
+        out[column] = _mm256_permute2x128_si256::<0x20>(quads[column], quads[4 + column]);
+        out[4 + column] = _mm256_permute2x128_si256::<0x31>(quads[column], quads[4 + column]);
+    }
+    out
 }
 
 /// Makes of the sums with all elements, `first`, and of those with the dropped ones, `second`, the sums with the others,
@@ -179,7 +187,12 @@ fn even_and_odd(sums: &Sums, row: usize) -> [[f32; SIDE]; 2] {
 fn elements(rows: Rows<'_>, row: usize) -> [[f32; SIDE]; 2] {
     let mut rest = [bf16::ZERO; DEPTH];
     let pairs = rows.row(row, &mut rest).as_chunks::<2>().0;
-    [0, 1].map(|odd| std::array::from_fn(|idx| pairs[idx][odd].widen()))
+    let mut out = [[0.0; SIDE]; 2];
+    let [even, odd] = &mut out;
+    for (pair, (even, odd)) in pairs.iter().zip(even.iter_mut().zip(odd)) {
+        (*even, *odd) = (pair[0].widen(), pair[1].widen());
+    }
+    out
 }
 
 #[inline]
@@ -218,10 +231,12 @@ pub fn pack_tokens(x: &[bf16], width: usize, scale: Option<&[f32]>, chunk: usize
                 if let Some(scale) = &scale {
                     line.multiply(scale);
                 }
-                for (out, pairs) in out[token_line(row, depth, len)..].iter_mut().zip(load(&line)) {
-                    for (out, values) in out.0.as_chunks_mut::<SIDE>().0.iter_mut().zip(widen(pairs)) {
-                        // SAFETY: 32 bytes are there; the store needs no alignment.
-                        unsafe { _mm256_storeu_ps(out.as_mut_ptr().cast(), values) }
+                for (out, &pairs) in out[token_line(row, depth, len)..].iter_mut().zip(&load(&line)) {
+                    let [even, odd] = widen(pairs);
+                    // SAFETY: a line has 64 bytes at an address that divides by 64.
+                    unsafe {
+                        _mm256_store_ps(out.0.as_mut_ptr().cast(), even);
+                        _mm256_store_ps(out.0.as_mut_ptr().cast::<f32>().add(8), odd);
                     }
                 }
             }
@@ -246,11 +261,14 @@ pub fn step<const PAIRS: usize>(a: &[Line], b: &[Line], rows: usize, adds: bool,
             let out = &mut sums.0[2 * half + tile].as_chunks_mut::<ROWS>().0[place];
             let mut rows = [[_mm256_setzero_ps(); 2]; ROWS];
             if adds {
-                rows = std::array::from_fn(|row| load_sums(&out[row]));
+                for (row, out) in rows.iter_mut().zip(&*out) {
+                    *row = load_sums(out);
+                }
             }
             for (a, b) in a.iter().zip(b) {
                 for (pair, b) in b[tile * SIDE..][..PAIRS].iter().enumerate() {
-                    let [left, right] = load(b).map(|pairs| widen(pairs));
+                    let [left, right] = load(b);
+                    let (left, right) = (widen(left), widen(right));
                     for odd in 0..2 {
                         let at = pair / 8 * SIDE + odd * 8 + pair % 8;
                         for (a, [sum_left, sum_right]) in a.as_chunks::<2>().0.iter().zip(&mut rows) {
@@ -278,16 +296,18 @@ pub fn step_entries<'a>(rows: impl Iterator<Item = &'a [Entry]>, b: &[Line], add
         let mut parts = [[_mm256_setzero_ps(); 2]; 4];
         if adds {
             let tiles = [&first.0[tile], &first.0[tile + 1], &second.0[tile], &second.0[tile + 1]];
-            parts = tiles.map(|tile| load_sums(&tile[row]));
+            for (part, tile) in parts.iter_mut().zip(tiles) {
+                *part = load_sums(&tile[row]);
+            }
         }
         for entry in entries {
-            let [b, other] = [b, other].map(|b| &b[entry.line as usize..][..SIDE + 1]);
+            let (b, other) = (&b[entry.line as usize..][..SIDE + 1], &other[entry.line as usize..][..SIDE + 1]);
             let [even, odd] = widen(_mm256_set1_epi32(entry.values as i32));
             for (part, line) in parts.iter_mut().zip([&b[0], &b[SIDE], &other[0], &other[SIDE]]) {
-                for (sum, pairs) in part.iter_mut().zip(load(line)) {
-                    let [b_even, b_odd] = widen(pairs);
-                    *sum = _mm256_fmadd_ps(odd, b_odd, _mm256_fmadd_ps(even, b_even, *sum));
-                }
+                let [left, right] = load(line);
+                let (left, right) = (widen(left), widen(right));
+                part[0] = _mm256_fmadd_ps(odd, left[1], _mm256_fmadd_ps(even, left[0], part[0]));
+                part[1] = _mm256_fmadd_ps(odd, right[1], _mm256_fmadd_ps(even, right[0], part[1]));
             }
         }
         let [a, b, c, d] = parts;
@@ -315,9 +335,10 @@ pub fn step_elements(a: &[Line], columns: &[Line], bits: &[u32; PAIR_ROWS], sums
             let mut parts = [[_mm256_setzero_ps(); 2]; 2];
             for (depth_idx, column) in column.iter().enumerate() {
                 let a = &a[token_line(row, depth_idx, depth)..][..2];
-                for ((part, a), b) in parts.iter_mut().zip(a).zip(load(column)) {
-                    let (a, b) = (load(a).map(|a| _mm256_castsi256_ps(a)), widen(b));
-                    *part = [_mm256_fmadd_ps(a[0], b[0], part[0]), _mm256_fmadd_ps(a[1], b[1], part[1])];
+                for ((part, a), &b) in parts.iter_mut().zip(a).zip(&load(column)) {
+                    let ([a_even, a_odd], [b_even, b_odd]) = (load(a), widen(b));
+                    part[0] = _mm256_fmadd_ps(_mm256_castsi256_ps(a_even), b_even, part[0]);
+                    part[1] = _mm256_fmadd_ps(_mm256_castsi256_ps(a_odd), b_odd, part[1]);
                 }
             }
             let [[a, b], [c, d]] = parts;
@@ -337,12 +358,13 @@ pub fn scan(mask: &[bf16], columns: usize, kept: bf16, bits: &mut [[u32; PAIR_RO
     let (mut n_dropped, mut is_other) = (0, false);
     for (row, mask) in mask.chunks_exact(columns).enumerate() {
         for (bits, mask) in bits.iter_mut().zip(mask.as_chunks::<DEPTH>().0) {
-            let halves = [0, SIDE].map(|at| {
-                // SAFETY: 16 elements of two bytes are there; the load needs no alignment.
-                unsafe { _mm256_loadu_si256(mask[at..at + SIDE].as_ptr().cast()) }
-            });
-            let zeros = bit_mask(halves.map(|half| _mm256_cmpeq_epi16(half, _mm256_setzero_si256())));
-            is_other |= zeros != !bit_mask(halves.map(|half| _mm256_cmpeq_epi16(half, kept)));
+            // SAFETY: 32 elements of two bytes are there; the loads need no alignment.
+            let (first, second) = unsafe {
+                (_mm256_loadu_si256(mask.as_ptr().cast()), _mm256_loadu_si256(mask.as_ptr().add(SIDE).cast()))
+            };
+            let zero = _mm256_setzero_si256();
+            let zeros = bit_mask(_mm256_cmpeq_epi16(first, zero), _mm256_cmpeq_epi16(second, zero));
+            is_other |= zeros != !bit_mask(_mm256_cmpeq_epi16(first, kept), _mm256_cmpeq_epi16(second, kept));
             n_dropped += zeros.count_ones() as usize;
             bits[row] = zeros;
         }
@@ -353,7 +375,7 @@ pub fn scan(mask: &[bf16], columns: usize, kept: bf16, bits: &mut [[u32; PAIR_RO
 /// A bit for each of 32 elements of 16 bits that are all ones or all zeros.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn bit_mask([first, second]: [__m256i; 2]) -> u32 {
+fn bit_mask(first: __m256i, second: __m256i) -> u32 {
     // Packing takes the halves of registers in turn.
     let bytes = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi16(first, second));
     _mm256_movemask_epi8(bytes) as u32

@@ -81,9 +81,9 @@ impl Engine {
 
     /// `sums = a b` over an extent of the summed dimension, or with `adds` that much more.
     ///
-    /// Either operand is a run of pairs of tiles, a pair for each [`DEPTH`]. A tile of `a` has 16 rows of 32 elements, with AVX2 a chunk of what
-    /// [`narrow::pack_tokens`] gives; one of `b` has 16 rows, each with two neighbours of the summed dimension for each of 16
-    /// columns.
+    /// Either operand is a run of pairs of tiles, a pair for each [`DEPTH`]. A tile of `a` has 16 rows of 32 elements; with
+    /// AVX2 the pairs of `a` are a chunk of what [`narrow::pack_tokens`] gives. A tile of `b` has 16 rows, each with two neighbours
+    /// of the summed dimension for each of 16 columns.
     pub fn step(&self, a: &[Line], b: &[Line], extent: Extent, adds: bool, sums: &mut Sums) {
         let depth = extent.summed.div_ceil(DEPTH);
         let (a, b) = (&a[..depth * self.left_lines()], &b[..depth * PAIR_LINES]);

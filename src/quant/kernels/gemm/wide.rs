@@ -35,7 +35,7 @@ pub fn keep_rest(first: &Sums, second: &mut Sums, kept: f32) {
     }
 }
 
-/// As [`pack_left`], for the right side: a tile's line has two neighbouring columns of each of 16 rows.
+/// As [`super::layout::pack_left`], for the right side: a tile's line has two neighbouring columns of each of 16 rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 pub fn pack_right(x: &[bf16], width: usize, out: &mut [Line]) {
     for (depth, out) in out.chunks_exact_mut(PAIR_LINES).enumerate() {
@@ -57,8 +57,8 @@ pub fn expand_rows(codes: &Codes<'_>, row: usize, blocks: (usize, usize), order:
     });
 }
 
-/// Turns what [`expand_rows`] or [`pack_left`] gives with [`Order::Apart`] into the right side of a product: the rows of each tile
-/// become its columns.
+/// Turns what [`expand_rows`] or [`super::layout::pack_left`] gives with [`Order::Apart`] into the right side of a
+/// product: the rows of each tile become its columns.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 pub fn turn_rows(lines: &mut [Line]) {
     for tile in lines.as_chunks_mut::<SIDE>().0 {
