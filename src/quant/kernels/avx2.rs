@@ -120,6 +120,17 @@ pub fn widen(pairs: __m256i) -> [__m256; 2] {
     [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs)), _mm256_castsi256_ps(_mm256_and_si256(pairs, high))]
 }
 
+/// Stores the first eight values and the others.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+pub fn store16([first, second]: [__m256; 2], out: &mut [f32; 16]) {
+    // SAFETY: there is room for 16 floats; the stores need no alignment.
+    unsafe {
+        _mm256_storeu_ps(out.as_mut_ptr(), first);
+        _mm256_storeu_ps(out.as_mut_ptr().add(8), second);
+    }
+}
+
 /// Values rounded to f16.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]

@@ -9,7 +9,7 @@ use std::arch::x86_64::*;
 use half::bf16;
 use rayon::prelude::*;
 
-use super::avx2::widen;
+use super::avx2::{store16, widen};
 use super::avx512bf16::as_bf16;
 use super::rows::narrow;
 use super::{Isa, Quantizable};
@@ -294,7 +294,7 @@ fn inner_rows_narrow(x: &[bf16], summed: usize, lines: &[Line], sums: &mut [[f32
                 *sum_right = _mm256_fmadd_ps(last, right[0], *sum_right);
             }
         }
-        sums.iter_mut().zip(registers).for_each(|(sums, registers)| store_narrow(registers, sums));
+        sums.iter_mut().zip(registers).for_each(|(sums, registers)| store16(registers, sums));
     }
 }
 
@@ -331,7 +331,7 @@ fn outer_group_narrow<'a>(
                 }
             }
             for (sums, registers) in sums.iter_mut().zip(registers) {
-                store_narrow(registers, &mut sums.as_chunks_mut::<LANES>().0[half]);
+                store16(registers, &mut sums.as_chunks_mut::<LANES>().0[half]);
             }
         }
     }
@@ -356,16 +356,6 @@ fn load_row(row: &[bf16; LANES]) -> [__m256; 2] {
     let (left, right) = unsafe { (_mm_loadu_si128(row.as_ptr().cast()), _mm_loadu_si128(row.as_ptr().add(8).cast())) };
     let (left, right) = (_mm256_cvtepu16_epi32(left), _mm256_cvtepu16_epi32(right));
     [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(left)), _mm256_castsi256_ps(_mm256_slli_epi32::<16>(right))]
-}
-
-#[inline]
-#[target_feature(enable = "avx2,fma")]
-fn store_narrow([left, right]: [__m256; 2], sums: &mut [f32; LANES]) {
-    // SAFETY: there is room for 16 floats.
-    unsafe {
-        _mm256_storeu_ps(sums.as_mut_ptr(), left);
-        _mm256_storeu_ps(sums.as_mut_ptr().add(8), right);
-    }
 }
 
 /// Two values as they lie in memory.

@@ -9,7 +9,7 @@ use std::arch::x86_64::*;
 use half::bf16;
 
 use super::super::Quantizable as _;
-use super::super::avx2::{bytes_of, look_up_bf16, look_up_bytes, nibbles, widen};
+use super::super::avx2::{bytes_of, look_up_bf16, look_up_bytes, nibbles, store16, widen};
 use super::dropped::Entry;
 use super::layout::{Codes, Order, PAIR_ROWS, Rows, line, part};
 use super::step::{DEPTH, Line, PAIR_LINES, SIDE, Sums};
@@ -60,8 +60,7 @@ fn store_line(quarters: [__m128i; 4], line: &mut Line) {
     }
 }
 
-/// Turns what [`expand_rows`] or [`super::layout::pack_left`] gives with [`Order::Apart`] into the right side of a product: the rows
-/// of each tile become its columns.
+/// As [`super::wide::turn_rows`].
 #[target_feature(enable = "avx2,fma")]
 pub fn turn_rows(lines: &mut [Line]) {
     for tile in lines.as_chunks_mut::<SIDE>().0 {
@@ -69,7 +68,7 @@ pub fn turn_rows(lines: &mut [Line]) {
     }
 }
 
-/// The columns that [`expand_columns`] gives, 32 of them: for each, one after another, its lines of 32 rows.
+/// As [`super::wide::turn_columns`].
 #[target_feature(enable = "avx2,fma")]
 pub fn turn_columns(lines: &[Line], out: &mut [Line]) {
     let pairs = lines.as_chunks::<PAIR_LINES>().0;
@@ -122,16 +121,14 @@ fn transpose(rows: [__m256i; 8]) -> [__m256i; 8] {
     out
 }
 
-/// Makes of the sums with all elements, `first`, and of those with the dropped ones, `second`, the sums with the others,
-/// each multiplied by `kept`.
+/// As [`super::wide::keep_rest`].
 #[target_feature(enable = "avx2,fma")]
 pub fn keep_rest(first: &Sums, second: &mut Sums, kept: f32) {
     let pairs = first.0.as_flattened().as_flattened().iter().zip(second.0.as_flattened_mut().as_flattened_mut());
     pairs.for_each(|(first, second)| *second = (first - *second) * kept);
 }
 
-/// The sums of 32 rows of tokens with 32 columns of the weight as [`expand_columns`] orders them, and what is added to them,
-/// rounded: other sums element by element by a mask, and a matrix.
+/// As [`super::wide::round_interleaved`].
 #[target_feature(enable = "avx2,fma")]
 pub fn round_interleaved(
     sums: &Sums,
@@ -151,8 +148,7 @@ pub fn round_interleaved(
     }
 }
 
-/// The sums of 32 rows of tokens with 32 rows of the weight as [`turn_rows`] orders these, and for each row of the weight
-/// other sums by a factor, and a bias, rounded.
+/// As [`super::wide::round_gained`].
 #[target_feature(enable = "avx2,fma")]
 pub fn round_gained(
     sums: &Sums,
@@ -280,7 +276,7 @@ pub fn step<const PAIRS: usize>(a: &[Line], b: &[Line], rows: usize, adds: bool,
                     }
                 }
             }
-            out.iter_mut().zip(rows).for_each(|(out, sums)| store_sums(sums, out));
+            out.iter_mut().zip(rows).for_each(|(out, sums)| store16(sums, out));
         }
     }
 }
@@ -311,10 +307,10 @@ pub fn step_entries<'a>(rows: impl Iterator<Item = &'a [Entry]>, b: &[Line], add
             }
         }
         let [a, b, c, d] = parts;
-        store_sums(a, &mut first.0[tile][row]);
-        store_sums(b, &mut first.0[tile + 1][row]);
-        store_sums(c, &mut second.0[tile][row]);
-        store_sums(d, &mut second.0[tile + 1][row]);
+        store16(a, &mut first.0[tile][row]);
+        store16(b, &mut first.0[tile + 1][row]);
+        store16(c, &mut second.0[tile][row]);
+        store16(d, &mut second.0[tile + 1][row]);
     }
 }
 
@@ -393,14 +389,4 @@ fn load(line: &Line) -> [__m256i; 2] {
 fn load_sums(row: &[f32; SIDE]) -> [__m256; 2] {
     // SAFETY: 16 floats are there.
     unsafe { [_mm256_loadu_ps(row.as_ptr()), _mm256_loadu_ps(row.as_ptr().add(8))] }
-}
-
-#[inline]
-#[target_feature(enable = "avx2,fma")]
-fn store_sums([left, right]: [__m256; 2], row: &mut [f32; SIDE]) {
-    // SAFETY: there is room for 16 floats.
-    unsafe {
-        _mm256_storeu_ps(row.as_mut_ptr(), left);
-        _mm256_storeu_ps(row.as_mut_ptr().add(8), right);
-    }
 }
