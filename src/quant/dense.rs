@@ -60,7 +60,11 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
     let bias = bias.map(|bias| bias.f_to_kind(Kind::Float)).transpose()?;
     if x.size()[0] <= FEW_ROWS {
         let sums = multiply_dense(weight, x)?;
-        return Ok(bias.map_or(Ok(sums.shallow_clone()), |bias| sums.f_add(&bias))?.f_to_kind(Kind::BFloat16)?);
+        let sums = match &bias {
+            Some(bias) => sums.f_add(bias)?,
+            None => sums,
+        };
+        return Ok(sums.f_to_kind(Kind::BFloat16)?);
     }
     let finish = Finish::Outputs { bias: bias.as_ref().map(as_slice).transpose()?, change: None, mask: None };
     multiply_many(Isa::best(), weight, x, Over::Columns, finish)

@@ -23,7 +23,14 @@ pub fn inner(x: &Tensor, lora_a: &Tensor) -> Result<Tensor> {
     fits(summed == found && can_multiply(&[x, lora_a]), x)?;
     let mut out = Tensor::f_empty([n, rank], (Kind::BFloat16, Device::Cpu))?;
     #[cfg(target_arch = "x86_64")]
-    thin::inner(as_slice(x)?, Thin::Rows(as_slice(lora_a)?), n as usize, rank as usize, as_slice_mut(&mut out)?);
+    thin::inner(
+        Isa::best(),
+        as_slice(x)?,
+        Thin::Rows(as_slice(lora_a)?),
+        n as usize,
+        rank as usize,
+        as_slice_mut(&mut out)?,
+    );
     Ok(out)
 }
 
@@ -39,7 +46,7 @@ pub fn inner_gradient(dy: &Tensor, lora_b: &Tensor, gain: Option<&Tensor>) -> Re
     #[cfg(target_arch = "x86_64")]
     {
         let matrix = Thin::Columns(as_slice(lora_b)?, gain.map(as_slice).transpose()?);
-        thin::inner(as_slice(dy)?, matrix, n as usize, rank as usize, as_slice_mut(&mut out)?);
+        thin::inner(Isa::best(), as_slice(dy)?, matrix, n as usize, rank as usize, as_slice_mut(&mut out)?);
     }
     Ok(out)
 }
@@ -53,7 +60,7 @@ pub fn gradient_a(inner_gradient: &Tensor, x: &Tensor) -> Result<Tensor> {
     fits(n == found && can_multiply(&[inner_gradient, x]), x)?;
     let mut out = Tensor::f_empty([rank, width], (Kind::Float, Device::Cpu))?;
     #[cfg(target_arch = "x86_64")]
-    thin::outer(as_slice(inner_gradient)?, as_slice(x)?, n as usize, Outer::Rows, as_slice_mut(&mut out)?);
+    thin::outer(Isa::best(), as_slice(inner_gradient)?, as_slice(x)?, n as usize, Outer::Rows, as_slice_mut(&mut out)?);
     Ok(out)
 }
 
@@ -68,7 +75,7 @@ pub fn gradient_b(dy: &Tensor, inner: &Tensor, scaling: f64, gain: Option<&Tenso
     #[cfg(target_arch = "x86_64")]
     {
         let finish = Outer::Columns(scaling as f32, gain.map(as_slice).transpose()?);
-        thin::outer(as_slice(inner)?, as_slice(dy)?, n as usize, finish, as_slice_mut(&mut out)?);
+        thin::outer(Isa::best(), as_slice(inner)?, as_slice(dy)?, n as usize, finish, as_slice_mut(&mut out)?);
     }
     Ok(out)
 }

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use super::avx2::{store16, widen};
 use super::avx512bf16::as_bf16;
 use super::rows::narrow;
-use super::{Isa, Quantizable};
+use super::{Isa, Quantizable, can_multiply_many};
 
 /// Ranks in a vector register.
 const LANES: usize = 16;
@@ -55,21 +55,16 @@ pub enum Outer<'a> {
     Columns(f32, Option<&'a [f32]>),
 }
 
-/// Whether the processor can do this.
-pub fn is_available() -> bool {
-    Isa::Avx2.is_available()
-}
-
 /// `out[row][i] = sum(x[row] * matrix[i])`, rounded: `x` is `[n, summed]`, `out` `[n, rank]`. Nothing happens where
-/// [`is_available`] is false or sizes do not fit.
-pub fn inner(x: &[bf16], matrix: Thin<'_>, n: usize, rank: usize, out: &mut [bf16]) {
+/// [`can_multiply_many`] is false or sizes do not fit.
+pub fn inner(isa: Isa, x: &[bf16], matrix: Thin<'_>, n: usize, rank: usize, out: &mut [bf16]) {
     let summed = x.len() / n.max(1);
     let (len, factors) = match matrix {
         Thin::Rows(values) => (values.len(), None),
         Thin::Columns(values, factors) => (values.len(), factors),
     };
     let fits = x.len() == n * summed && len == rank * summed && out.len() == n * rank;
-    if !is_available() || !fits || factors.is_some_and(|factors| factors.len() != summed) || out.is_empty() {
+    if !can_multiply_many(isa) || !fits || factors.is_some_and(|factors| factors.len() != summed) || out.is_empty() {
         return;
     }
     let lines = lines_of(matrix, summed, rank);
@@ -78,9 +73,9 @@ pub fn inner(x: &[bf16], matrix: Thin<'_>, n: usize, rank: usize, out: &mut [bf1
         for (out, x) in out.chunks_mut(ROWS * rank).zip(x.chunks((ROWS * summed).max(1))) {
             for (group, lines) in lines.chunks_exact(pairs.max(1)).enumerate() {
                 let mut sums = [[0f32; LANES]; ROWS];
-                // SAFETY: the instructions are there (`is_available`).
+                // SAFETY: the instructions are there (`can_multiply_many`).
                 unsafe {
-                    match Isa::Avx512Bf16.is_available() {
+                    match isa >= Isa::Avx512Bf16 {
                         true => inner_rows(x, summed, lines, &mut sums),
                         false => inner_rows_narrow(x, summed, lines, &mut sums),
                     }
@@ -95,8 +90,8 @@ pub fn inner(x: &[bf16], matrix: Thin<'_>, n: usize, rank: usize, out: &mut [bf1
 }
 
 /// `sum(z[row][i] * x[row][column])` over the rows: `z` is `[n, rank]`, `x` `[n, width]`. Nothing happens where
-/// [`is_available`] is false or sizes do not fit.
-pub fn outer(z: &[bf16], x: &[bf16], n: usize, finish: Outer<'_>, out: &mut [f32]) {
+/// [`can_multiply_many`] is false or sizes do not fit.
+pub fn outer(isa: Isa, z: &[bf16], x: &[bf16], n: usize, finish: Outer<'_>, out: &mut [f32]) {
     if n == 0 {
         out.fill(0.0);
         return;
@@ -107,7 +102,7 @@ pub fn outer(z: &[bf16], x: &[bf16], n: usize, finish: Outer<'_>, out: &mut [f32
         Outer::Columns(_, Some(factors)) => <[f32]>::len(factors) == width,
         _ => true,
     };
-    if !is_available() || !fits || !has_factors(finish) || out.is_empty() {
+    if !can_multiply_many(isa) || !fits || !has_factors(finish) || out.is_empty() {
         return;
     }
     // Two neighbouring rows of `z` side by side, some ranks at a time.
@@ -126,9 +121,9 @@ pub fn outer(z: &[bf16], x: &[bf16], n: usize, finish: Outer<'_>, out: &mut [f32
             for part in 0..n_parts {
                 let mut sums = [[0f32; COLUMNS]; ROWS];
                 let pairs = pairs[part..].iter().step_by(n_parts);
-                // SAFETY: the instructions are there (`is_available`).
+                // SAFETY: the instructions are there (`can_multiply_many`).
                 unsafe {
-                    match Isa::Avx512Bf16.is_available() {
+                    match isa >= Isa::Avx512Bf16 {
                         true => outer_group(x, width, column, pairs, &mut sums),
                         false => outer_group_narrow(x, width, column, pairs, &mut sums),
                     }
@@ -377,22 +372,42 @@ mod tests {
     use crate::tensor::Rng;
 
     #[test]
-    fn sums_are_the_same_bytes_on_any_number_of_threads() {
+    fn sums_are_the_same_bytes_on_any_number_of_threads_and_near_with_any_instructions() {
         let mut rng = Rng::named(52, "threads");
         let mut draw = |len: usize| (0..len).map(|_| bf16::from_f32(rng.next_f32() - 0.5)).collect::<Vec<_>>();
-        let (n, width, rank) = (133, 700, 16);
+        let (n, width, rank) = (133, 701, 17);
         let (x, z, a) = (draw(n * width), draw(n * rank), draw(rank * width));
-        let run = |n_threads: usize| {
+        let run = |isa: Isa, n_threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
             let (mut product, mut sums) = (vec![bf16::ZERO; n * rank], vec![0f32; rank * width]);
             pool.install(|| {
-                inner(&x, Thin::Rows(&a), n, rank, &mut product);
-                outer(&z, &x, n, Outer::Rows, &mut sums);
+                inner(isa, &x, Thin::Rows(&a), n, rank, &mut product);
+                outer(isa, &z, &x, n, Outer::Rows, &mut sums);
             });
             (product, sums)
         };
-        let one = run(1);
-        assert_eq!(one.1.iter().any(|sum| *sum != 0.0), is_available());
-        assert!([2, 3].into_iter().all(|n_threads| run(n_threads) == one));
+        // In f64, the sum of terms of at most a quarter each.
+        let sum = |n_terms: usize, term: &dyn Fn(usize) -> (bf16, bf16)| {
+            (0..n_terms).map(term).map(|(a, b)| a.to_f64() * b.to_f64()).sum::<f64>()
+        };
+        let product = |row: usize, idx: usize| sum(width, &|at| (x[row * width + at], a[idx * width + at]));
+        let outer_sum = |idx: usize, at: usize| sum(n, &|row| (z[row * rank + idx], x[row * width + at]));
+        for isa in Isa::ALL {
+            let one = run(isa, 1);
+            assert_eq!(one.1.iter().any(|sum| *sum != 0.0), can_multiply_many(isa), "{isa:?}");
+            assert!([2, 3].into_iter().all(|n_threads| run(isa, n_threads) == one), "{isa:?}");
+            if !can_multiply_many(isa) {
+                continue;
+            }
+            for (at, found) in one.0.iter().enumerate() {
+                let exact = product(at / rank, at % rank);
+                let bound = 2e-6 * 0.25 * width as f64 + exact.abs() * 1.001 / 256.0;
+                assert!((found.to_f64() - exact).abs() <= bound, "{isa:?}: product {at}");
+            }
+            for (at, found) in one.1.iter().enumerate() {
+                let exact = outer_sum(at / width, at % width);
+                assert!((f64::from(*found) - exact).abs() <= 2e-6 * 0.25 * n as f64, "{isa:?}: sum {at}");
+            }
+        }
     }
 }

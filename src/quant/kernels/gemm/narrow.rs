@@ -2,7 +2,7 @@
 //! register. As in `wide.rs`, but for the order of sums.
 //!
 //! Closures with instructions of their own are not made part of the loop around them by a library function that has none, such as an
-//! array's `map`: hence indices.
+//! array's `map`: hence plain loops.
 
 use std::arch::x86_64::*;
 
@@ -137,12 +137,12 @@ pub fn round_interleaved(
     out: &mut [Line; PAIR_ROWS],
 ) {
     for (row, out) in out.iter_mut().enumerate() {
-        let mut values = even_and_odd(sums, row);
+        let mut values = sums_of(sums, row);
         if let Some((sums, mask)) = masked {
-            add_products(&even_and_odd(sums, row), &elements(mask, row), &mut values);
+            add_products(&sums_of(sums, row), &even_and_odd(mask, row), &mut values);
         }
         if let Some(before) = before {
-            add(&elements(before, row), &mut values);
+            add(&even_and_odd(before, row), &mut values);
         }
         interleave(&values, out);
     }
@@ -160,9 +160,9 @@ pub fn round_gained(
     let gained = gained.map(|(sums, factors)| (sums, split(factors)));
     let bias = split(bias.unwrap_or([0.0; DEPTH]));
     for (row, out) in out.iter_mut().enumerate() {
-        let mut values = even_and_odd(sums, row);
+        let mut values = sums_of(sums, row);
         if let Some((sums, factors)) = &gained {
-            add_products(&even_and_odd(sums, row), factors, &mut values);
+            add_products(&sums_of(sums, row), factors, &mut values);
         }
         add(&bias, &mut values);
         interleave(&values, out);
@@ -172,7 +172,7 @@ pub fn round_gained(
 /// A row's sums in its two tiles.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn even_and_odd(sums: &Sums, row: usize) -> [[f32; SIDE]; 2] {
+fn sums_of(sums: &Sums, row: usize) -> [[f32; SIDE]; 2] {
     let (half, idx) = (row / SIDE, row % SIDE);
     [sums.0[2 * half][idx], sums.0[2 * half + 1][idx]]
 }
@@ -180,7 +180,7 @@ fn even_and_odd(sums: &Sums, row: usize) -> [[f32; SIDE]; 2] {
 /// The even and the odd ones of 32 elements of a row, zeros where there are none.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn elements(rows: Rows<'_>, row: usize) -> [[f32; SIDE]; 2] {
+fn even_and_odd(rows: Rows<'_>, row: usize) -> [[f32; SIDE]; 2] {
     let mut rest = [bf16::ZERO; DEPTH];
     let pairs = rows.row(row, &mut rest).as_chunks::<2>().0;
     let mut out = [[0.0; SIDE]; 2];

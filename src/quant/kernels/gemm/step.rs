@@ -71,22 +71,12 @@ impl Engine {
         }
     }
 
-    /// Lines of the left operand for each [`DEPTH`].
-    fn left_lines(&self) -> usize {
-        match self {
-            Self::Narrow => narrow::TOKEN_LINES,
-            _ => PAIR_LINES,
-        }
-    }
-
     /// `sums = a b` over an extent of the summed dimension, or with `adds` that much more.
     ///
-    /// Either operand is a run of pairs of tiles, a pair for each [`DEPTH`]. A tile of `a` has 16 rows of 32 elements; with
+    /// Either operand is a run of pairs of tiles, a pair for each [`DEPTH`] of the extent. A tile of `a` has 16 rows of 32 elements; with
     /// AVX2 the pairs of `a` are a chunk of what [`narrow::pack_tokens`] gives. A tile of `b` has 16 rows, each with two neighbours
     /// of the summed dimension for each of 16 columns.
     pub fn step(&self, a: &[Line], b: &[Line], extent: Extent, adds: bool, sums: &mut Sums) {
-        let depth = extent.summed.div_ceil(DEPTH);
-        let (a, b) = (&a[..depth * self.left_lines()], &b[..depth * PAIR_LINES]);
         match self {
             Self::Tiles(tiles) => tiles.step(a, b, adds, sums),
             // SAFETY: the processor has the instructions, which `new` asks for.
