@@ -115,7 +115,7 @@ mod tests {
         let mut rng = Rng::named(51, "thin");
         let narrow = |x: Tensor| x.to_kind(Kind::BFloat16);
         // Odd sizes, more and fewer ranks than a register has, more rows and columns than one task takes.
-        for (n, width, rank) in [(1, 1, 1), (3, 33, 5), (40, 64, 8), (33, 129, 16), (71, 300, 33)] {
+        for (n, width, rank) in [(1, 1, 1), (3, 33, 5), (40, 64, 8), (33, 129, 16), (71, 300, 33), (70, 96, 33)] {
             let what = format!("{n} x {width}, rank {rank}");
             let mut draw = |shape: [i64; 2]| narrow(rng.normal(&shape, 1.0).unwrap());
             let (x, z, a, b) = (draw([n, width]), draw([n, rank]), draw([rank, width]), draw([width, rank]));

@@ -1,4 +1,4 @@
-//! Products of many rows of activations with an adapter's thin matrices, by AVX-512's bf16 instructions or AVX2's f32 ones.
+//! Products of many rows of activations with an adapter's thin matrices, by AMX, AVX-512's bf16 instructions or AVX2's f32 ones.
 //!
 //! A thin product is too small for a general one to be worth its preparations. Sums are in f32; each is taken in the same
 //! order whatever the number of threads.
@@ -11,6 +11,7 @@ use rayon::prelude::*;
 
 use super::avx2::{store16, widen};
 use super::avx512bf16::as_bf16;
+use super::gemm::{Tiles, row_of, thin_tiles};
 use super::rows::narrow;
 use super::{Isa, Quantizable, can_multiply_many};
 
@@ -25,6 +26,9 @@ const NARROW: usize = 4;
 
 /// Columns of `x` that one register holds.
 const COLUMNS: usize = 32;
+
+/// Rows of `x`, or ranks, that AMX takes at a time.
+const TILE_ROWS: usize = 32;
 
 /// Rows of `x` for one task of [`inner`].
 const TASK_ROWS: usize = 4 * ROWS;
@@ -67,6 +71,10 @@ pub fn inner(isa: Isa, x: &[bf16], matrix: Thin<'_>, n: usize, rank: usize, out:
     if !can_multiply_many(isa) || !fits || factors.is_some_and(|factors| factors.len() != summed) || out.is_empty() {
         return;
     }
+    if isa == Isa::Amx && summed.is_multiple_of(COLUMNS) {
+        inner_on_tiles(x, matrix, summed, rank, out);
+        return;
+    }
     let lines = lines_of(matrix, summed, rank);
     let pairs = summed.div_ceil(2);
     out.par_chunks_mut(TASK_ROWS * rank).zip(x.par_chunks((TASK_ROWS * summed).max(1))).for_each(|(out, x)| {
@@ -89,6 +97,37 @@ pub fn inner(isa: Isa, x: &[bf16], matrix: Thin<'_>, n: usize, rank: usize, out:
     });
 }
 
+/// As [`inner`] with AMX, `summed` being whole [`COLUMNS`].
+fn inner_on_tiles(x: &[bf16], matrix: Thin<'_>, summed: usize, rank: usize, out: &mut [bf16]) {
+    // SAFETY: the instructions are there (`inner`).
+    let (thin, is_interleaved) = unsafe {
+        match matrix {
+            Thin::Rows(values) => (thin_tiles::Thin::of_rows(values, rank, summed), false),
+            Thin::Columns(values, None) => (thin_tiles::Thin::of_columns(values, rank, summed), true),
+            Thin::Columns(values, Some(factors)) => {
+                let mut scaled = values.to_vec();
+                for (row, factor) in scaled.chunks_exact_mut(rank).zip(factors) {
+                    row.iter_mut().for_each(|value| *value = narrow(value.widen() * factor));
+                }
+                (thin_tiles::Thin::of_columns(&scaled, rank, summed), true)
+            }
+        }
+    };
+    out.par_chunks_mut(TILE_ROWS * rank).zip(x.par_chunks(TILE_ROWS * summed)).for_each(|(out, x)| {
+        // SAFETY: as above.
+        let tiles = unsafe { Tiles::new() };
+        thin.products(&tiles, x, summed, |first, sums| {
+            for (row, out) in out.chunks_exact_mut(rank).enumerate() {
+                let sums = match is_interleaved {
+                    true => row_of(sums, row, false),
+                    false => thin_tiles::row_of_rows(sums, row),
+                };
+                out[first..].iter_mut().zip(sums).for_each(|(out, sum)| *out = narrow(sum));
+            }
+        });
+    });
+}
+
 /// `sum(z[row][i] * x[row][column])` over the rows: `z` is `[n, rank]`, `x` `[n, width]`. Nothing happens where
 /// [`can_multiply_many`] is false or sizes do not fit.
 pub fn outer(isa: Isa, z: &[bf16], x: &[bf16], n: usize, finish: Outer<'_>, out: &mut [f32]) {
@@ -105,6 +144,27 @@ pub fn outer(isa: Isa, z: &[bf16], x: &[bf16], n: usize, finish: Outer<'_>, out:
     if !can_multiply_many(isa) || !fits || !has_factors(finish) || out.is_empty() {
         return;
     }
+    let out = Out { first: out.as_mut_ptr(), rank, width, finish };
+    let groups = width.div_ceil(COLUMNS);
+    let tasks = (0..groups.div_ceil(TASK_GROUPS)).into_par_iter().with_max_len(1);
+    let groups_of = |task: usize| task * TASK_GROUPS..((task + 1) * TASK_GROUPS).min(groups);
+    if isa == Isa::Amx {
+        let thin = thin_tiles::Thin::transposed(z, rank, n);
+        tasks.for_each(|task| {
+            // SAFETY: the instructions are there (`can_multiply_many`).
+            let tiles = unsafe { Tiles::new() };
+            let mut packed = Vec::new();
+            for column in groups_of(task).map(|group| group * COLUMNS) {
+                thin.sums_over_rows(&tiles, (x, width, column), &mut packed, |first, sums| {
+                    for idx in first..(first + TILE_ROWS).min(rank) {
+                        // SAFETY: no other task has these columns.
+                        unsafe { out.write(idx, column, &row_of(sums, idx - first, false)) }
+                    }
+                });
+            }
+        });
+        return;
+    }
     // Two neighbouring rows of `z` side by side, some ranks at a time.
     let n_parts = rank.div_ceil(ROWS);
     let mut pairs = vec![[[bf16::ZERO; 2]; ROWS]; n.div_ceil(2) * n_parts];
@@ -113,11 +173,8 @@ pub fn outer(isa: Isa, z: &[bf16], x: &[bf16], n: usize, finish: Outer<'_>, out:
             pairs.iter_mut().zip(z).for_each(|(pair, z)| pair[row % 2] = *z);
         }
     }
-    let out = Out { first: out.as_mut_ptr(), rank, width, finish };
-    let groups = width.div_ceil(COLUMNS);
-    (0..groups.div_ceil(TASK_GROUPS)).into_par_iter().with_max_len(1).for_each(|task| {
-        for group in task * TASK_GROUPS..((task + 1) * TASK_GROUPS).min(groups) {
-            let column = group * COLUMNS;
+    tasks.for_each(|task| {
+        for column in groups_of(task).map(|group| group * COLUMNS) {
             for part in 0..n_parts {
                 let mut sums = [[0f32; COLUMNS]; ROWS];
                 let pairs = pairs[part..].iter().step_by(n_parts);
@@ -373,9 +430,16 @@ mod tests {
 
     #[test]
     fn sums_are_the_same_bytes_on_any_number_of_threads_and_near_with_any_instructions() {
+        // AMX takes whole tiles of columns only.
+        for width in [701, 704] {
+            check_sums(width);
+        }
+    }
+
+    fn check_sums(width: usize) {
         let mut rng = Rng::named(52, "threads");
         let mut draw = |len: usize| (0..len).map(|_| bf16::from_f32(rng.next_f32() - 0.5)).collect::<Vec<_>>();
-        let (n, width, rank) = (133, 701, 17);
+        let (n, rank) = (133, 17);
         let (x, z, a) = (draw(n * width), draw(n * rank), draw(rank * width));
         let run = |isa: Isa, n_threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();

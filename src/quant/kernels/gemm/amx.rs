@@ -6,7 +6,9 @@ use std::arch::asm;
 use std::arch::x86_64::__cpuid_count;
 use std::sync::OnceLock;
 
-use super::step::{Line, PAIR_LINES, SIDE, Sums};
+use half::bf16;
+
+use super::step::{DEPTH, Line, PAIR_LINES, SIDE, Sums};
 
 /// Whether the processor, which has AVX-512, has tiles of bf16 too, and the system lets us use them.
 pub fn has_tiles() -> bool {
@@ -66,12 +68,40 @@ impl Tiles {
 
     /// As [`super::step::Engine::step`], for whole pairs of tiles.
     pub fn step(&self, a: &[Line], b: &[Line], adds: bool, sums: &mut Sums) {
-        let depth = a.len().min(b.len()) / PAIR_LINES;
+        let left = Left { first: a.as_ptr().cast(), row: 64, tile: 1024, pair: 2048, depth: a.len() / PAIR_LINES };
+        // SAFETY: `a` has so many pairs of tiles.
+        unsafe { self.multiply(left, b, adds, sums) }
+    }
+
+    /// Rows of a matrix `[any, width]` as a left operand: 32 of them from `row` on, and of each `depth` times [`DEPTH`] elements from
+    /// `column` on; nothing where they are not all there.
+    pub fn in_place<'a>(
+        &'a self,
+        matrix: &'a [bf16],
+        width: usize,
+        row: usize,
+        (column, depth): (usize, usize),
+    ) -> Option<InPlace<'a>> {
+        let len = depth * DEPTH;
+        if depth == 0 || column + len > width {
+            return None;
+        }
+        let values = matrix.get(row * width + column..)?.get(..(PAIR_LINES - 1) * width + len)?;
+        Some(InPlace { tiles: self, values, width, depth })
+    }
+
+    /// `sums = a b`, or with `adds` that much more.
+    ///
+    /// # Safety
+    /// Memory has the tiles that `a` says.
+    unsafe fn multiply(&self, a: Left, b: &[Line], adds: bool, sums: &mut Sums) {
+        let Left { first: a, row, tile, pair, depth } = a;
+        let depth = depth.min(b.len() / PAIR_LINES);
         if depth == 0 {
             return;
         }
-        // SAFETY: the tiles are set up (`self`). Loads stay in `a` and `b`, which have a pair of tiles for each of `depth`
-        // steps, and in `sums`, four tiles in one, as do the stores. The compiler uses no tiles.
+        // SAFETY: the tiles are set up (`self`). Loads stay in `a`, says the caller, in `b`, which has a pair of tiles for each of
+        // `depth` steps, and in `sums`, four tiles in one, as do the stores. The compiler uses no tiles.
         unsafe {
             if adds {
                 asm!(
@@ -95,14 +125,15 @@ impl Tiles {
             asm!(
                 "2:",
                 "tileloadd tmm6, [{b} + {s}*1]",
-                "tileloadd tmm4, [{a} + {s}*1]",
+                "tileloadd tmm4, [{a} + {row}*1]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
                 "tileloadd tmm7, [{b} + {s}*1 + 1024]",
                 "tdpbf16ps tmm1, tmm4, tmm7",
-                "tileloadd tmm5, [{a} + {s}*1 + 1024]",
+                "tileloadd tmm5, [{second} + {row}*1]",
                 "tdpbf16ps tmm2, tmm5, tmm6",
                 "tdpbf16ps tmm3, tmm5, tmm7",
-                "add {a}, 2048",
+                "add {a}, {pair}",
+                "add {second}, {pair}",
                 "add {b}, 2048",
                 "dec {depth}",
                 "jnz 2b",
@@ -110,13 +141,50 @@ impl Tiles {
                 "tilestored [{c} + {s}*1 + 1024], tmm1",
                 "tilestored [{c} + {s}*1 + 2048], tmm2",
                 "tilestored [{c} + {s}*1 + 3072], tmm3",
-                a = inout(reg) a.as_ptr() => _,
+                a = inout(reg) a => _,
+                second = inout(reg) a.add(tile) => _,
                 b = inout(reg) b.as_ptr() => _,
                 depth = inout(reg) depth => _,
+                row = in(reg) row,
+                pair = in(reg) pair,
                 c = in(reg) &raw mut *sums,
                 s = in(reg) 64usize,
                 options(nostack));
         }
+    }
+}
+
+/// Where the tiles of a left operand lie, in bytes.
+struct Left {
+    first: *const u8,
+    /// From row to row of a tile.
+    row: usize,
+    /// From the first tile of a pair to the second.
+    tile: usize,
+    /// From pair to pair.
+    pair: usize,
+    /// Pairs.
+    depth: usize,
+}
+
+/// 32 rows of a matrix of bf16 as they lie, over a run of whole [`DEPTH`]s, as [`Tiles::in_place`] gives them.
+#[derive(Clone, Copy)]
+pub struct InPlace<'a> {
+    tiles: &'a Tiles,
+    /// From the first element of the first row to the last one of the last row.
+    values: &'a [bf16],
+    width: usize,
+    depth: usize,
+}
+
+impl InPlace<'_> {
+    /// As [`super::step::Engine::step`].
+    pub fn step(&self, b: &[Line], adds: bool, sums: &mut Sums) {
+        let row = self.width * size_of::<bf16>();
+        let first = self.values.as_ptr().cast();
+        let left = Left { first, row, tile: SIDE * row, pair: DEPTH * size_of::<bf16>(), depth: self.depth };
+        // SAFETY: all 32 rows have `depth` times `DEPTH` elements, `Tiles::in_place` has seen to it.
+        unsafe { self.tiles.multiply(left, b, adds, sums) }
     }
 }
 

@@ -151,7 +151,9 @@ pub fn put_elements(elements: &[[f32; 4]], bits: &[u32; PAIR_ROWS], sums: &mut S
 pub fn line(x: &[bf16], width: usize, row: usize, column: usize) -> Line {
     let len = DEPTH.min(width.saturating_sub(column));
     if let (DEPTH, Some(whole)) = (len, x.get(row * width + column..).and_then(<[bf16]>::first_chunk::<DEPTH>)) {
-        return Line(whole.map(bf16::to_bits));
+        let mut line = Line::ZERO;
+        line.0.iter_mut().zip(whole).for_each(|(out, x)| *out = x.to_bits());
+        return line;
     }
     let mut line = Line::ZERO;
     if let Some(x) = x.get(row * width + column..row * width + column + len) {

@@ -29,6 +29,7 @@ mod dropped;
 mod layout;
 mod narrow;
 mod step;
+pub mod thin_tiles;
 mod wide;
 
 use std::cell::RefCell;
@@ -39,15 +40,19 @@ use rayon::prelude::*;
 
 use super::{Finish, Isa, Norm, Over, Product, Results, Weight};
 use crate::quant::nf4::BLOCK;
+use amx::InPlace;
 use dropped::Dropped;
 use layout::{Codes, Order, PAIR_ROWS, UNIT, unit_lines};
 use step::{DEPTH, Engine, Extent, Line, PAIR_LINES, Sums};
 
-pub use amx::has_tiles;
+pub use amx::{Tiles, has_tiles};
+pub use layout::row_of;
 
-/// The most of the summed dimension in a chunk, in [`DEPTH`]s: a pair of tiles of either operand, 20 KB each, fits into
-/// 48 KB of first-level cache.
-const CHUNK: usize = 10;
+/// The most of the summed dimension in a chunk, in [`DEPTH`]s. A pair of tiles of either operand, 20 KB each, fits into 48 KB of
+/// first-level cache; AMX is fed from the second-level cache as well, and the longer a chunk, the more seldom it puts sums away.
+const fn longest_chunk(isa: Isa) -> usize {
+    if matches!(isa, Isa::Amx) { 28 } else { 10 }
+}
 
 /// Token rows of a task, in pairs of tiles: their part of a chunk fits into the second-level cache.
 const TASK_PAIRS: usize = 32;
@@ -57,6 +62,9 @@ const TASK_SUMS: usize = (768 << 10) / size_of::<Sums>();
 
 /// Tasks for each thread, as far as there are columns: the more, the less the first to be ready waits for the last.
 const THREAD_TASKS: usize = 4;
+
+/// [`DEPTH`]s of a sum for each unit of the result from which on a thread has one task only.
+const LONG_SUM: usize = 32;
 
 /// What a thread keeps from one product to the next.
 #[derive(Default)]
@@ -144,9 +152,9 @@ pub fn multiply_many(isa: Isa, product: &Product<'_>, results: Results<'_>) {
         return;
     }
     let depth = summed.div_ceil(DEPTH);
-    let n_chunks = depth.div_ceil(CHUNK);
+    let n_chunks = depth.div_ceil(longest_chunk(isa));
     // Even, as blocks of the weight are whole: two `DEPTH`s each.
-    let chunk = depth.div_ceil(n_chunks.max(1)).next_multiple_of(BLOCK / DEPTH).min(CHUNK);
+    let chunk = depth.div_ceil(n_chunks.max(1)).next_multiple_of(BLOCK / DEPTH).min(longest_chunk(isa));
     let low_depth = low_rank.map_or(0, |low_rank| low_rank.rank.div_ceil(DEPTH));
     let n_streams = product.streams.len();
     let pairs = n.div_ceil(PAIR_ROWS);
@@ -204,7 +212,9 @@ pub fn multiply_many(isa: Isa, product: &Product<'_>, results: Results<'_>) {
     let token_tasks = (pairs * n_streams).div_ceil(TASK_PAIRS).min(pairs);
     let units = width.div_ceil(UNIT);
     let most = (TASK_SUMS / (2 * pairs.div_ceil(token_tasks) * n_streams)).clamp(1, units);
-    let least_tasks = (THREAD_TASKS * rayon::current_num_threads()).div_ceil(token_tasks);
+    // Where a sum is long beside them, every task reads as much of a row of the weight as there is.
+    let thread_tasks = if depth > LONG_SUM * units { 1 } else { THREAD_TASKS };
+    let least_tasks = (thread_tasks * rayon::current_num_threads()).div_ceil(token_tasks);
     let tasks = units.div_ceil(most).max(least_tasks).min(units);
     (0..token_tasks * tasks).into_par_iter().with_max_len(1).for_each(|task| {
         let part = |idx: usize, n: usize, of: usize| idx * of / n..(idx + 1) * of / n;
@@ -287,8 +297,8 @@ impl Work<'_> {
         let Scratch { expanded, low, sums, columns, elements, norm_sums } = scratch;
         let depth = self.depth;
         let n_streams = self.product.streams.len();
-        expanded.resize(unit_lines(CHUNK), Line::ZERO);
-        columns.resize(unit_lines(CHUNK) / 2, Line::ZERO);
+        expanded.resize(unit_lines(self.chunk), Line::ZERO);
+        columns.resize(unit_lines(self.chunk) / 2, Line::ZERO);
         low.resize(unit_lines(self.low_depth), Line::ZERO);
         let n_sums = 2 * n_streams * pairs.len() * units.len();
         if sums.len() < n_sums {
@@ -313,7 +323,10 @@ impl Work<'_> {
             let is_last = start + len == depth;
             let mut elements = &mut elements[..];
             for (unit_idx, unit) in units.clone().enumerate() {
-                self.expand(unit, start, len, expanded);
+                let in_place = [0, 1].map(|half| self.in_place(&engine, unit * UNIT + half * DEPTH, start, len));
+                if in_place.iter().any(Option::is_none) {
+                    self.expand(unit, start, len, expanded);
+                }
                 if is_last {
                     self.expand_low_rank(unit, low);
                 }
@@ -350,7 +363,10 @@ impl Work<'_> {
                         for (idx, stream) in self.product.streams[..n_factors].iter().enumerate() {
                             if stream.x.is_some() {
                                 let extent = Extent { rows, summed: len * DEPTH };
-                                step(weight, tokens(idx), extent, start > 0, &mut sums[idx]);
+                                match in_place[half] {
+                                    Some(rows) => rows.step(tokens(idx), start > 0, &mut sums[idx]),
+                                    None => step(weight, tokens(idx), extent, start > 0, &mut sums[idx]),
+                                }
                                 has_sums[idx] = true;
                             }
                         }
@@ -522,6 +538,16 @@ impl Work<'_> {
         }
     }
 
+    /// 32 rows of the weight from `row` on, where they are a left operand as they lie.
+    fn in_place<'a>(&'a self, engine: &'a Engine, row: usize, start: usize, len: usize) -> Option<InPlace<'a>> {
+        match (self.product.weight, engine) {
+            (Weight::Bf16(matrix), Engine::Tiles(tiles)) if self.has_turned_sums => {
+                tiles.in_place(matrix, self.product.columns, row, (start * DEPTH, len))
+            }
+            _ => None,
+        }
+    }
+
     /// As [`Work::expand`] for the matrix of the low-rank term.
     fn expand_low_rank(&self, unit: usize, out: &mut [Line]) {
         if let Some(low_rank) = &self.product.low_rank {
@@ -541,7 +567,11 @@ impl Work<'_> {
                     layout::pack_left(matrix, width, None, start, self.weight_order(), out);
                     self.turn_rows(out);
                 }
-                Over::Rows => layout::pack_columns(matrix, columns, first, start, out),
+                Over::Rows => match self.isa >= Isa::Avx512Bf16 {
+                    // SAFETY: the instructions are there (`multiply_many`).
+                    true => unsafe { wide::pack_columns(matrix, columns, first, start, out) },
+                    false => layout::pack_columns(matrix, columns, first, start, out),
+                },
             }
         }
     }

@@ -82,6 +82,30 @@ pub fn turn_columns(lines: &[Line], out: &mut [Line]) {
     }
 }
 
+/// As [`super::layout::pack_columns`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+pub fn pack_columns(matrix: &[bf16], width: usize, column: usize, first: usize, out: &mut [Line]) {
+    /// Rows from one that is read to one that is fetched.
+    const AHEAD: usize = 24;
+    /// The second one of each two.
+    const ODD: u32 = 0xAAAA_AAAA;
+    for (depth, out) in (first..).zip(out.chunks_exact_mut(PAIR_LINES)) {
+        let (even, odd) = out.split_at_mut(SIDE);
+        for (idx, (even, odd)) in even.iter_mut().zip(odd).enumerate() {
+            let row = depth * DEPTH + 2 * idx;
+            // Rows are far apart, so that the processor does not see them coming.
+            if let Some(ahead) = matrix.get((row + AHEAD) * width + column..) {
+                _mm_prefetch::<_MM_HINT_T0>(ahead.as_ptr().cast());
+                _mm_prefetch::<_MM_HINT_T0>(ahead.as_ptr().wrapping_add(width).cast());
+            }
+            let a = load(&line(matrix, width, row, column));
+            let b = load(&line(matrix, width, row + 1, column));
+            store(_mm512_mask_blend_epi16(ODD, a, _mm512_slli_epi32::<16>(b)), &mut even.0);
+            store(_mm512_mask_blend_epi16(ODD, _mm512_srli_epi32::<16>(a), b), &mut odd.0);
+        }
+    }
+}
+
 /// As [`Codes::expand_columns`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 pub fn expand_columns(codes: &Codes<'_>, block: usize, rows: (usize, usize), out: &mut [Line]) {
