@@ -149,11 +149,13 @@ mod tests {
     }
 
     #[test]
-    fn no_rows_sum_to_zero() {
+    fn nothing_sums_to_zero() {
         let [x, z] = [40, 5].map(|width| Tensor::empty([0, width], (Kind::BFloat16, Device::Cpu)));
         if can_multiply(&[&x]) {
             assert_eq!(gradient_a(&z, &x).unwrap(), Tensor::zeros([5, 40], (Kind::Float, Device::Cpu)));
             assert_eq!(gradient_b(&x, &z, 1.0, None).unwrap(), Tensor::zeros([40, 5], (Kind::Float, Device::Cpu)));
+            let [x, a] = [3, 5].map(|rows| Tensor::empty([rows, 0], (Kind::BFloat16, Device::Cpu)));
+            assert_eq!(inner(&x, &a).unwrap(), Tensor::zeros([3, 5], (Kind::BFloat16, Device::Cpu)));
         }
     }
 }

@@ -71,6 +71,10 @@ pub fn inner(isa: Isa, x: &[bf16], matrix: Thin<'_>, n: usize, rank: usize, out:
     if !can_multiply_many(isa) || !fits || factors.is_some_and(|factors| factors.len() != summed) || out.is_empty() {
         return;
     }
+    if summed == 0 {
+        out.fill(bf16::ZERO);
+        return;
+    }
     if isa == Isa::Amx && summed.is_multiple_of(COLUMNS) {
         inner_on_tiles(x, matrix, summed, rank, out);
         return;

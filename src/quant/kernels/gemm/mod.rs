@@ -3,8 +3,8 @@
 //! The summed dimension is cut into chunks. For each, 64 rows or columns of the weight are expanded into tiles, which stay in
 //! the first-level cache while all token rows go by; token rows are brought into tiles once. The weight is the right operand.
 //! `dy W` expands two of its rows at a time into one register; `x W^T` expands rows and turns them. With AMX, where turning
-//! costs more of the time, `x W^T` takes the weight as the left operand and turns the sums. Every element is summed in the same
-//! order whatever the number of threads.
+//! costs more of the time, `x W^T` takes the weight as the left operand, in bf16 as it lies in memory, and turns the sums. Every
+//! element is summed in the same order whatever the number of threads.
 //!
 //! Without AMX the second product of a layer with dropout is not computed as such. With `c` what the mask's other elements
 //! are:
