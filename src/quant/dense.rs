@@ -50,8 +50,8 @@ fn multiply_with(isa: Isa, weight: &Tensor, x: &Tensor) -> Result<Tensor> {
 }
 
 /// `x W^T + bias` for a matrix `[rows, columns]` and `x` `[n, columns]`, giving `[n, rows]`: as libtorch's, but by loops of our own where
-/// the processor has AMX, or AVX2 and no bf16 products, and the tensors are as [`rows::can_pass`] asks. Only AVX-512's bf16
-/// products leave libtorch ahead.
+/// the processor has AMX, or AVX2 and no bf16 products, and the tensors are as [`rows::can_pass`] asks. With AVX-512's bf16
+/// products alone libtorch is ahead.
 ///
 /// # Errors
 /// When shapes do not fit or memory is short.

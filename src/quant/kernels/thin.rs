@@ -81,9 +81,9 @@ pub fn inner(isa: Isa, x: &[bf16], matrix: Thin<'_>, n: usize, rank: usize, out:
     }
     let lines = lines_of(matrix, summed, rank);
     let pairs = summed.div_ceil(2);
-    out.par_chunks_mut(TASK_ROWS * rank).zip(x.par_chunks((TASK_ROWS * summed).max(1))).for_each(|(out, x)| {
-        for (out, x) in out.chunks_mut(ROWS * rank).zip(x.chunks((ROWS * summed).max(1))) {
-            for (group, lines) in lines.chunks_exact(pairs.max(1)).enumerate() {
+    out.par_chunks_mut(TASK_ROWS * rank).zip(x.par_chunks(TASK_ROWS * summed)).for_each(|(out, x)| {
+        for (out, x) in out.chunks_mut(ROWS * rank).zip(x.chunks(ROWS * summed)) {
+            for (group, lines) in lines.chunks_exact(pairs).enumerate() {
                 let mut sums = [[0f32; LANES]; ROWS];
                 // SAFETY: the instructions are there (`can_multiply_many`).
                 unsafe {
@@ -104,29 +104,25 @@ pub fn inner(isa: Isa, x: &[bf16], matrix: Thin<'_>, n: usize, rank: usize, out:
 /// As [`inner`] with AMX, `summed` being whole [`COLUMNS`].
 fn inner_on_tiles(x: &[bf16], matrix: Thin<'_>, summed: usize, rank: usize, out: &mut [bf16]) {
     // SAFETY: the instructions are there (`inner`).
-    let (thin, is_interleaved) = unsafe {
+    let thin = unsafe {
         match matrix {
-            Thin::Rows(values) => (thin_tiles::Thin::of_rows(values, rank, summed), false),
-            Thin::Columns(values, None) => (thin_tiles::Thin::of_columns(values, rank, summed), true),
+            Thin::Rows(values) => thin_tiles::Thin::of_rows(values, rank, summed),
+            Thin::Columns(values, None) => thin_tiles::Thin::of_columns(values, rank, summed),
             Thin::Columns(values, Some(factors)) => {
                 let mut scaled = values.to_vec();
                 for (row, factor) in scaled.chunks_exact_mut(rank).zip(factors) {
                     row.iter_mut().for_each(|value| *value = narrow(value.widen() * factor));
                 }
-                (thin_tiles::Thin::of_columns(&scaled, rank, summed), true)
+                thin_tiles::Thin::of_columns(&scaled, rank, summed)
             }
         }
     };
     out.par_chunks_mut(TILE_ROWS * rank).zip(x.par_chunks(TILE_ROWS * summed)).for_each(|(out, x)| {
         // SAFETY: as above.
         let tiles = unsafe { Tiles::new() };
-        thin.products(&tiles, x, summed, |first, sums| {
+        thin.products(&tiles, x, summed, |first, sums, order| {
             for (row, out) in out.chunks_exact_mut(rank).enumerate() {
-                let sums = match is_interleaved {
-                    true => row_of(sums, row, false),
-                    false => thin_tiles::row_of_rows(sums, row),
-                };
-                out[first..].iter_mut().zip(sums).for_each(|(out, sum)| *out = narrow(sum));
+                out[first..].iter_mut().zip(row_of(sums, row, order)).for_each(|(out, sum)| *out = narrow(sum));
             }
         });
     });
@@ -159,10 +155,10 @@ pub fn outer(isa: Isa, z: &[bf16], x: &[bf16], n: usize, finish: Outer<'_>, out:
             let tiles = unsafe { Tiles::new() };
             let mut packed = Vec::new();
             for column in groups_of(task).map(|group| group * COLUMNS) {
-                thin.sums_over_rows(&tiles, (x, width, column), &mut packed, |first, sums| {
+                thin.sums_over_rows(&tiles, (x, width, column), &mut packed, |first, sums, order| {
                     for idx in first..(first + TILE_ROWS).min(rank) {
                         // SAFETY: no other task has these columns.
-                        unsafe { out.write(idx, column, &row_of(sums, idx - first, false)) }
+                        unsafe { out.write(idx, column, &row_of(sums, idx - first, order)) }
                     }
                 });
             }

@@ -67,25 +67,6 @@ pub fn part(values: &[f32], start: usize) -> [f32; DEPTH] {
     part
 }
 
-for_each_processor! {
-    /// 32 columns of a matrix `[any, width]`, from `column` on, as [`Codes::expand_columns`] gives those of a weight: rows
-    /// from `first` times [`DEPTH`] on.
-    pub fn pack_columns(matrix: &[bf16], width: usize, column: usize, first: usize, out: &mut [Line]) {
-        for (depth, out) in (first..).zip(out.chunks_exact_mut(PAIR_LINES)) {
-            let (even, odd) = out.split_at_mut(SIDE);
-            for (idx, (even, odd)) in even.iter_mut().zip(odd).enumerate() {
-                let row = depth * DEPTH + 2 * idx;
-                let [a, b] = [row, row + 1].map(|row| line(matrix, width, row, column));
-                let pairs = a.0.as_chunks::<2>().0.iter().zip(b.0.as_chunks::<2>().0);
-                let outs = even.0.as_chunks_mut::<2>().0.iter_mut().zip(odd.0.as_chunks_mut::<2>().0);
-                for ((a, b), (even, odd)) in pairs.zip(outs) {
-                    (*even, *odd) = ([a[0], b[0]], [a[1], b[1]]);
-                }
-            }
-        }
-    }
-}
-
 /// Rows of a matrix of bf16 from a place on.
 #[derive(Clone, Copy)]
 pub struct Rows<'a> {
@@ -114,14 +95,18 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// The sums of row `idx` of 32 rows of tokens with 32 rows of the weight, as `turn_rows` orders these, or turned.
-pub fn row_of(sums: &Sums, idx: usize, is_turned: bool) -> [f32; DEPTH] {
-    let (half, idx) = (idx / SIDE, idx % SIDE);
-    if is_turned {
-        return std::array::from_fn(|row| sums.0[2 * (row / SIDE) + half][row % SIDE][idx]);
-    }
-    let [even, odd] = [&sums.0[2 * half][idx], &sums.0[2 * half + 1][idx]];
-    std::array::from_fn(|row| if row % 2 == 0 { even[row / 2] } else { odd[row / 2] })
+/// The 32 sums of row `idx`, whose columns the tiles hold in an order.
+pub fn row_of(sums: &Sums, idx: usize, order: Order) -> [f32; DEPTH] {
+    let tiles = &sums.0[2 * (idx / SIDE)..][..2];
+    std::array::from_fn(|at| {
+        let line = order.line(at);
+        tiles[line / SIDE][idx % SIDE][line % SIDE]
+    })
+}
+
+/// The 32 sums of column `idx`.
+pub fn column_of(sums: &Sums, idx: usize) -> [f32; DEPTH] {
+    std::array::from_fn(|row| sums.0[2 * (row / SIDE) + idx / SIDE][row % SIDE][idx % SIDE])
 }
 
 for_each_processor! {
@@ -149,17 +134,13 @@ pub fn put_elements(elements: &[[f32; 4]], bits: &[u32; PAIR_ROWS], sums: &mut S
 /// The row's 32 elements from a column on, with zeros beyond `x`.
 #[inline(always)]
 pub fn line(x: &[bf16], width: usize, row: usize, column: usize) -> Line {
-    let len = DEPTH.min(width.saturating_sub(column));
-    if let (DEPTH, Some(whole)) = (len, x.get(row * width + column..).and_then(<[bf16]>::first_chunk::<DEPTH>)) {
-        let mut line = Line::ZERO;
-        line.0.iter_mut().zip(whole).for_each(|(out, x)| *out = x.to_bits());
-        return line;
-    }
+    let (at, len) = (row * width + column, DEPTH.min(width.saturating_sub(column)));
+    let x = x.get(at..at + len).unwrap_or_default();
     let mut line = Line::ZERO;
-    if let Some(x) = x.get(row * width + column..row * width + column + len) {
-        for (out, x) in line.0.iter_mut().zip(x) {
-            *out = x.to_bits();
-        }
+    match x.first_chunk::<DEPTH>() {
+        // A size that the compiler knows is one load.
+        Some(x) => line.0.iter_mut().zip(x).for_each(|(out, x)| *out = x.to_bits()),
+        None => line.0.iter_mut().zip(x).for_each(|(out, x)| *out = x.to_bits()),
     }
     line
 }

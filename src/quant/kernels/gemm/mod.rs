@@ -3,7 +3,7 @@
 //! The summed dimension is cut into chunks. For each, 64 rows or columns of the weight are expanded into tiles, which stay in
 //! the first-level cache while all token rows go by; token rows are brought into tiles once. The weight is the right operand.
 //! `dy W` expands two of its rows at a time into one register; `x W^T` expands rows and turns them. With AMX, where turning
-//! costs more of the time, `x W^T` takes the weight as the left operand, in bf16 as it lies in memory, and turns the sums. Every
+//! costs more of the time, `x W^T` takes the weight as the left operand, a bf16 one as it lies in memory, and turns the sums. Every
 //! element is summed in the same order whatever the number of threads.
 //!
 //! Without AMX the second product of a layer with dropout is not computed as such. With `c` what the mask's other elements
@@ -50,8 +50,8 @@ pub use layout::row_of;
 
 /// The most of the summed dimension in a chunk, in [`DEPTH`]s. A pair of tiles of either operand, 20 KB each, fits into 48 KB of
 /// first-level cache; AMX is fed from the second-level cache as well, and the longer a chunk, the more seldom it puts sums away.
-const fn longest_chunk(isa: Isa) -> usize {
-    if matches!(isa, Isa::Amx) { 28 } else { 10 }
+fn longest_chunk(isa: Isa) -> usize {
+    if isa == Isa::Amx { 28 } else { 10 }
 }
 
 /// Token rows of a task, in pairs of tiles: their part of a chunk fits into the second-level cache.
@@ -468,7 +468,10 @@ impl Work<'_> {
         let mut squares = layout::part(norm.squares, column);
         for (idx, twice_b) in norm.twice_b.chunks_exact(self.product.rows).enumerate() {
             let sums = &norm_sums[idx / PAIR_ROWS];
-            let sums = layout::row_of(sums, idx % PAIR_ROWS, self.has_turned_sums);
+            let sums = match self.has_turned_sums {
+                true => layout::column_of(sums, idx % PAIR_ROWS),
+                false => layout::row_of(sums, idx % PAIR_ROWS, Order::Apart),
+            };
             layout::add_products(&sums, &layout::part(twice_b, column), &mut squares);
         }
         // Rounding can push the sum of a vanishing row just below zero.
@@ -567,11 +570,8 @@ impl Work<'_> {
                     layout::pack_left(matrix, width, None, start, self.weight_order(), out);
                     self.turn_rows(out);
                 }
-                Over::Rows => match self.isa >= Isa::Avx512Bf16 {
-                    // SAFETY: the instructions are there (`multiply_many`).
-                    true => unsafe { wide::pack_columns(matrix, columns, first, start, out) },
-                    false => layout::pack_columns(matrix, columns, first, start, out),
-                },
+                // SAFETY: the instructions are there (`multiply_many`).
+                Over::Rows => unsafe { made_for!(self.isa, pack_columns(matrix, columns, first, start, out)) },
             }
         }
     }

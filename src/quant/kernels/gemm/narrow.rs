@@ -38,6 +38,24 @@ pub fn expand_rows(codes: &Codes<'_>, row: usize, blocks: (usize, usize), order:
     );
 }
 
+/// 32 columns of a matrix `[any, width]`, from `column` on, as [`expand_columns`] gives those of a weight: rows from `first`
+/// times [`DEPTH`] on.
+#[target_feature(enable = "avx2,fma")]
+pub fn pack_columns(matrix: &[bf16], width: usize, column: usize, first: usize, out: &mut [Line]) {
+    for (depth, out) in (first..).zip(out.chunks_exact_mut(PAIR_LINES)) {
+        let (even, odd) = out.split_at_mut(SIDE);
+        for (idx, (even, odd)) in even.iter_mut().zip(odd).enumerate() {
+            let row = depth * DEPTH + 2 * idx;
+            let (a, b) = (line(matrix, width, row, column), line(matrix, width, row + 1, column));
+            let pairs = a.0.as_chunks::<2>().0.iter().zip(b.0.as_chunks::<2>().0);
+            let outs = even.0.as_chunks_mut::<2>().0.iter_mut().zip(odd.0.as_chunks_mut::<2>().0);
+            for ((a, b), (even, odd)) in pairs.zip(outs) {
+                (*even, *odd) = ([a[0], b[0]], [a[1], b[1]]);
+            }
+        }
+    }
+}
+
 /// As [`Codes::expand_columns`].
 #[target_feature(enable = "avx2,fma,f16c")]
 pub fn expand_columns(codes: &Codes<'_>, block: usize, rows: (usize, usize), out: &mut [Line]) {

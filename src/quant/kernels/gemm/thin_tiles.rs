@@ -4,8 +4,8 @@
 use half::bf16;
 
 use super::amx::Tiles;
-use super::layout::PAIR_ROWS;
-use super::step::{DEPTH, Line, PAIR_LINES, SIDE, Sums};
+use super::layout::{Order, PAIR_ROWS};
+use super::step::{DEPTH, Line, PAIR_LINES, Sums};
 use super::wide;
 
 /// A thin matrix as an operand.
@@ -14,6 +14,8 @@ pub struct Thin {
     lines: Vec<Line>,
     /// Pairs of tiles for 32 ranks.
     depth: usize,
+    /// Of the ranks in a right operand's tiles.
+    order: Order,
 }
 
 impl Thin {
@@ -22,7 +24,7 @@ impl Thin {
     /// # Safety
     /// The processor has AVX-512.
     pub unsafe fn of_rows(a: &[bf16], rank: usize, summed: usize) -> Self {
-        let mut thin = Self::zeros(rank, summed);
+        let mut thin = Self::zeros(rank, summed, Order::AsTheyCome);
         for (lines, a) in thin.lines.chunks_exact_mut(thin.depth * PAIR_LINES).zip(a.chunks(PAIR_ROWS * summed)) {
             // SAFETY: the caller has the instructions.
             unsafe { wide::pack_right(a, summed, lines) }
@@ -30,12 +32,12 @@ impl Thin {
         thin
     }
 
-    /// `B` `[summed, rank]` as a right operand; ranks come as [`wide::pack_columns`] orders columns.
+    /// `B` `[summed, rank]` as a right operand.
     ///
     /// # Safety
     /// As [`Thin::of_rows`].
     pub unsafe fn of_columns(b: &[bf16], rank: usize, summed: usize) -> Self {
-        let mut thin = Self::zeros(rank, summed);
+        let mut thin = Self::zeros(rank, summed, Order::Apart);
         for (group, lines) in thin.lines.chunks_exact_mut(thin.depth * PAIR_LINES).enumerate() {
             // SAFETY: as above.
             unsafe { wide::pack_columns(b, rank, group * PAIR_ROWS, 0, lines) }
@@ -45,7 +47,7 @@ impl Thin {
 
     /// `z` `[summed, rank]`, transposed, as a left operand.
     pub fn transposed(z: &[bf16], rank: usize, summed: usize) -> Self {
-        let mut thin = Self::zeros(rank, summed);
+        let mut thin = Self::zeros(rank, summed, Order::AsTheyCome);
         for (at, z) in z.chunks_exact(rank).enumerate() {
             for (idx, value) in z.iter().enumerate() {
                 let pair = idx / PAIR_ROWS * thin.depth + at / DEPTH;
@@ -55,19 +57,19 @@ impl Thin {
         thin
     }
 
-    fn zeros(rank: usize, summed: usize) -> Self {
+    fn zeros(rank: usize, summed: usize, order: Order) -> Self {
         let depth = summed.div_ceil(DEPTH);
-        Self { lines: vec![Line::ZERO; rank.div_ceil(PAIR_ROWS) * depth * PAIR_LINES], depth }
+        Self { lines: vec![Line::ZERO; rank.div_ceil(PAIR_ROWS) * depth * PAIR_LINES], depth, order }
     }
 
     /// For each 32 ranks their lines.
     fn groups(&self) -> impl Iterator<Item = &[Line]> {
-        self.lines.chunks_exact((self.depth * PAIR_LINES).max(1))
+        self.lines.chunks_exact(self.depth * PAIR_LINES)
     }
 
     /// The sums of `x` `[up to 32, summed]`, `summed` whole [`DEPTH`]s, with this right operand, 32 ranks after the other: the first
-    /// rank and the sums.
-    pub fn products(&self, tiles: &Tiles, x: &[bf16], summed: usize, mut use_sums: impl FnMut(usize, &Sums)) {
+    /// rank, the sums and how [`row_of`](super::row_of) reads them.
+    pub fn products(&self, tiles: &Tiles, x: &[bf16], summed: usize, mut use_sums: impl FnMut(usize, &Sums, Order)) {
         let run = (0, self.depth);
         let whole: Vec<bf16>;
         let rows = match tiles.in_place(x, summed, 0, run) {
@@ -83,18 +85,18 @@ impl Thin {
             if let Some(rows) = rows {
                 rows.step(lines, false, &mut sums);
             }
-            use_sums(group * PAIR_ROWS, &sums);
+            use_sums(group * PAIR_ROWS, &sums, self.order);
         }
     }
 
     /// The sums of this left operand with 32 columns, from `column` on, of `x` `[n, width]`, 32 ranks after the other, as
-    /// [`Thin::products`]; columns come as [`wide::pack_columns`] orders them. `packed` is overwritten.
+    /// [`Thin::products`]. `packed` is overwritten.
     pub fn sums_over_rows(
         &self,
         tiles: &Tiles,
         (x, width, column): (&[bf16], usize, usize),
         packed: &mut Vec<Line>,
-        mut use_sums: impl FnMut(usize, &Sums),
+        mut use_sums: impl FnMut(usize, &Sums, Order),
     ) {
         packed.resize(self.depth * PAIR_LINES, Line::ZERO);
         // SAFETY: whoever has tiles has AVX-512.
@@ -102,13 +104,7 @@ impl Thin {
         let mut sums = Sums::ZERO;
         for (group, lines) in self.groups().enumerate() {
             tiles.step(lines, packed, false, &mut sums);
-            use_sums(group * PAIR_ROWS, &sums);
+            use_sums(group * PAIR_ROWS, &sums, Order::Apart);
         }
     }
-}
-
-/// The 32 sums of a row with the rows of a right operand that [`wide::pack_right`] made.
-pub fn row_of_rows(sums: &Sums, row: usize) -> [f32; DEPTH] {
-    let [left, right] = [0, 1].map(|tile| &sums.0[2 * (row / SIDE) + tile][row % SIDE]);
-    std::array::from_fn(|idx| if idx < SIDE { left[idx] } else { right[idx - SIDE] })
 }

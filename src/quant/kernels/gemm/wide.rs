@@ -82,7 +82,7 @@ pub fn turn_columns(lines: &[Line], out: &mut [Line]) {
     }
 }
 
-/// As [`super::layout::pack_columns`].
+/// As [`super::narrow::pack_columns`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 pub fn pack_columns(matrix: &[bf16], width: usize, column: usize, first: usize, out: &mut [Line]) {
     /// Rows from one that is read to one that is fetched.
