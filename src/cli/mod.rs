@@ -71,6 +71,17 @@ enum Command {
     Man(completions::ManArgs),
 }
 
+impl Command {
+    /// Whether a model computes for so long that threads that spin cost more than another start, 0.4 s.
+    fn computes_long(&self) -> bool {
+        match self {
+            Self::Train(_) | Self::Demo(_) | Self::Eval(_) | Self::Serve(_) | Self::Score(_) => true,
+            Self::Predict(args) => args.is_for_a_file(),
+            _ => false,
+        }
+    }
+}
+
 /// The definition of every command and argument, for what reads them: completions, man pages, tests of the docs.
 pub fn definition() -> clap::Command {
     <Cli as clap::CommandFactory>::command()
@@ -80,6 +91,9 @@ pub fn definition() -> clap::Command {
 pub fn main() -> ExitCode {
     install_panic_hook();
     let cli = Cli::parse();
+    if cli.command.computes_long() {
+        threads::let_openmp_sleep();
+    }
     let stop = Stop::default();
     install_signal_handler(&stop);
     // Without it the work is done all the same, with more waiting.

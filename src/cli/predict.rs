@@ -74,6 +74,13 @@ pub struct Args {
     json: bool,
 }
 
+impl Args {
+    /// Whether a file of questions is answered.
+    pub(super) fn is_for_a_file(&self) -> bool {
+        self.input.is_some()
+    }
+}
+
 /// Runs the command.
 ///
 /// # Errors

@@ -18,7 +18,7 @@ use crate::tensor::Placement;
 use crate::text::Tokenizer;
 use crate::track::{Console, wandb};
 use crate::train::checkpoint::{self, Trained, save_trained};
-use crate::train::{self, Named, Observe, Outcome, Plan, Sharing, Source, Task};
+use crate::train::{self, AnswerQuestions, Named, Observe, Outcome, Plan, Sharing, Source, Task};
 
 /// A stage to be run.
 #[derive(Debug)]
@@ -105,7 +105,7 @@ pub fn run_stage(request: &StageRequest<'_>, console: &Console, stop: &Stop) -> 
     fsio::write_atomic(&request.out.join("config.yaml"), |out| out.write_all(yaml.as_bytes()))?;
 
     let work = |console: &Console, observe: Option<&Observe<'_>>| {
-        let outcome = train_stage(request, &tokenizer, &data, (console, stop), observe)?;
+        let outcome = train_stage(request, tokenizer, &data, (console, stop), observe)?;
         fsio::write_json(&finished_file, &Finished { fingerprint, outcome: outcome.training.clone() })?;
         Ok(outcome)
     };
@@ -115,12 +115,15 @@ pub fn run_stage(request: &StageRequest<'_>, console: &Console, stop: &Stop) -> 
 /// Loads the model, trains it, and writes `final/`.
 fn train_stage(
     request: &StageRequest<'_>,
-    tokenizer: &Tokenizer,
+    tokenizer: Tokenizer,
     data: &StageData,
     (console, stop): (&Console, &Stop),
     observe: Option<&Observe<'_>>,
 ) -> Result<StageOutcome, Error> {
     let config = request.config;
+    let questions = load_sample(config)?;
+    // A tokenizer takes some 50 MB, and most stages have no more use for theirs.
+    let tokenizer = Some(tokenizer).filter(|_| !questions.is_empty() || config.lora.is_none());
     let quantization = match (config.model.load_in_4bit, &config.lora) {
         (true, None) => return Err(Error::FullQuantized),
         (true, Some(_)) => Quantization::Nf4,
@@ -132,14 +135,16 @@ fn train_stage(
         Some(settings) => Trained::Adapter { settings, base_model: &config.model.name },
         None => Trained::All,
     };
-    let questions = load_sample(config)?;
-    let answer = |model: &mut Qwen2| figures_of_answers(model, tokenizer, &questions, config, (console, stop));
+    let answer = tokenizer
+        .as_ref()
+        .filter(|_| !questions.is_empty())
+        .map(|tokenizer| |model: &mut Qwen2| figures_of_answers(model, tokenizer, &questions, config, (console, stop)));
     let plan = Plan {
         shuffle: config.data.shuffle,
         sharing: if config.data.packing { Sharing::All } else { Sharing::Prompts },
         resume: request.resume,
         source: Source { file: Some(&config.data.train), lines: &data.lines, n_skipped: data.train.n_dropped },
-        answer: if questions.is_empty() { None } else { Some(&answer) },
+        answer: answer.as_ref().map(|answer| answer as &AnswerQuestions<'_>),
         observe,
         ..Plan::new(&config.name, &data.task, &config.training, trained, request.out)
     };
@@ -149,6 +154,7 @@ fn train_stage(
     match trained {
         Trained::Adapter { .. } => save_trained(&final_dir, trained, &model.parameters())?,
         Trained::All => {
+            let tokenizer = tokenizer.map_or_else(|| Tokenizer::load(request.base), Ok)?;
             model::save(&model, &final_dir, tokenizer.eos_id(), tokenizer.pad_id())?;
             tokenizer.save(&final_dir)?;
         }

@@ -112,6 +112,7 @@ impl Default for LargeApart {
 impl Drop for LargeApart {
     fn drop(&mut self) {
         limit_of_the_heap(LATER_LIMIT);
+        give_back();
     }
 }
 
@@ -129,6 +130,15 @@ fn limit_of_the_heap(size_bytes: i32) {
     }
     #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
     let _ = size_bytes;
+}
+
+/// Gives the heap's free pages back to the system, wherever they lie.
+fn give_back() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: the call takes the allocator's own locks, and touches free memory only.
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 /// A file mapped into memory, read only.

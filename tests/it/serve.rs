@@ -22,7 +22,13 @@ struct Served {
 
 impl Served {
     fn start(dir: &Path, args: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_axismapper"))
+        Self::start_with(dir, args, |_| ())
+    }
+
+    fn start_with(dir: &Path, args: &[&str], change: impl FnOnce(&mut Command)) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_axismapper"));
+        change(&mut command);
+        let mut child = command
             .current_dir(dir)
             // The search index is made once for all tests.
             .env("AXISMAPPER_CACHE", env!("CARGO_TARGET_TMPDIR"))
@@ -108,6 +114,28 @@ fn events(response: Response) -> Vec<Value> {
     let mut data: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("data: ")).collect();
     assert_eq!(data.pop(), Some("[DONE]"), "{text}");
     data.iter().map(|data| serde_json::from_str(data).unwrap()).collect()
+}
+
+/// OpenMP's spinning threads would take the cores from the program's own loops.
+#[cfg(target_os = "linux")]
+#[test]
+fn waiting_threads_sleep_unless_somebody_has_decided_otherwise() {
+    let dir = tempfile::tempdir().unwrap();
+    write_folder(&dir.path().join("m"), 1);
+    for (set, expected) in [
+        (None, Some("passive")),
+        (Some(("OMP_WAIT_POLICY", "active")), Some("active")),
+        (Some(("GOMP_SPINCOUNT", "9")), None),
+    ] {
+        let server = Served::start_with(dir.path(), &[], |command| {
+            command.env_remove("OMP_WAIT_POLICY").envs(set);
+        });
+        let environ = std::fs::read(format!("/proc/{}/environ", server.child.id())).unwrap();
+        let environ = String::from_utf8_lossy(&environ).into_owned();
+        let found = environ.split('\0').find_map(|one| one.strip_prefix("OMP_WAIT_POLICY="));
+        assert_eq!(found, expected, "{set:?}");
+        server.get("/health");
+    }
 }
 
 #[test]
