@@ -166,7 +166,7 @@ fn objectives() -> Vec<(&'static str, Batch, Weigh<'static>)> {
 /// Log-probabilities of a batch's targets, and the gradients of the adapter's parameters on the CPU.
 fn pass(model: &mut Qwen2, batch: &Batch, weigh: &Weigh<'_>) -> Result<(Tensor, Vec<Tensor>)> {
     let parameters = model.parameters();
-    let mut gradients = Gradients::new(&parameters);
+    let mut gradients = Gradients::new(&parameters)?;
     let logps = backward(model, &parameters, &mut gradients, batch, weigh, SEED)?;
     let gradients = gradients.tensors.into_iter().flatten().map(|tensor| tensor.f_to_device(Device::Cpu));
     Ok((Tensor::f_from_slice(&logps)?, gradients.collect::<std::result::Result<_, _>>()?))
@@ -228,7 +228,7 @@ fn optimized(device: Device, optim: Optim) -> Result<Tensor> {
     let parameters = [Parameter { name: "a.weight".into(), tensor, block: None }];
     let mut optimizer = AdamW::new(&parameters, optim, 0.01)?;
     for _ in 0..4 {
-        let mut gradients = Gradients::new(&parameters);
+        let mut gradients = Gradients::new(&parameters)?;
         gradients.tensors[0] = Some(rng.normal(&[4096 + 100], 0.02)?.f_to_device(device)?);
         optimizer.step(&parameters, &gradients, 1e-3)?;
     }

@@ -198,7 +198,7 @@ fn train(model: &mut Qwen2, case: Case, limits: Limits) -> Result<(usize, f64, u
         true => Weigh::ByLogps(&by_logps),
         false => Weigh::Uniform(1.0 / packed.targets.len() as f64),
     };
-    let mut gradients = Gradients::new(&parameters);
+    let mut gradients = Gradients::new(&parameters)?;
     let mut step = |model: &mut Qwen2| -> Result<()> {
         gradients.clear();
         let _ = backward_on_device(Activations::default(), model, (&parameters, &mut gradients), &packed, &weigh, 1)?;

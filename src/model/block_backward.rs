@@ -10,7 +10,7 @@ use super::attention::{Attended, Heads, attend};
 use super::block::{Block, Pass, gated};
 use super::norm::{rms_norm, rms_norm_backward};
 use super::projection::Workspace;
-use super::projection_backward::Part;
+use super::projection_backward::{Keeping, Part};
 use super::{Config, Result};
 use crate::quant::rows;
 use crate::tensor::move_to;
@@ -45,6 +45,8 @@ pub struct Kept {
     /// After attention was added, `[wanted, hidden]`.
     middle: Option<Tensor>,
     parts: [Option<Part>; 7],
+    /// What of a forward pass under way will stay, where that is known.
+    stays: Option<Keep>,
 }
 
 /// The MLP up to its last projection.
@@ -57,8 +59,17 @@ struct Mlp {
 }
 
 impl Kept {
-    fn input(x: &Tensor) -> Self {
-        Self { input: x.shallow_clone(), middle: None, parts: [const { None }; 7] }
+    fn new(x: &Tensor, stays: Option<Keep>) -> Self {
+        Self { input: x.shallow_clone(), middle: None, parts: [const { None }; 7], stays }
+    }
+
+    /// What of a projection's part will stay.
+    fn keeping(&self, idx: usize) -> Keeping {
+        match self.stays {
+            Some(Keep::All | Keep::Ends) if is_end(idx) => Keeping::AllButOutput,
+            Some(Keep::All) => Keeping::All,
+            _ => Keeping::Nothing,
+        }
     }
 
     /// Moves the block's input to a device, without waiting for it.
@@ -72,6 +83,7 @@ impl Kept {
 
     /// Forgets what is not to be kept.
     pub fn reduced(mut self, keep: Keep) -> Self {
+        self.stays = None;
         if keep == Keep::Input {
             self.middle = None;
         }
@@ -99,25 +111,32 @@ fn is_end(idx: usize) -> bool {
 }
 
 impl Block {
-    /// Applies the block to `x` `[tokens, hidden]` without gradient, keeping everything that [`Kept`] can hold.
+    /// Applies the block to `x` `[tokens, hidden]` without gradient, keeping everything that [`Kept`] can hold. The output, and what
+    /// `keep` says will stay of the rest, lie on the shelf.
     pub(super) fn forward_keeping(
         &mut self,
         config: &Config,
         x: &Tensor,
+        keep: Option<Keep>,
         pass: Pass<'_>,
         workspace: &mut Workspace,
     ) -> Result<(Tensor, Kept)> {
         no_grad(|| {
-            let mut kept = Kept::input(x);
+            let mut kept = Kept::new(x, keep);
             let eps = config.rms_norm_eps;
             let (_, [q, k, v]) = self.heads(&mut kept, eps, pass, workspace)?;
             let attended = attend(pass.packed, None, &Heads::new(config, pass.rotation, [&q, &k, &v]))?;
             drop((q, k, v));
             let attended = pass.pick(&attended)?;
-            let middle = pass.pick(x)?.f_add(&self.part(&mut kept, O, &attended, pass, workspace)?)?;
-            drop(attended);
+            let out = self.part(&mut kept, O, &attended, pass, workspace)?;
+            let middle = match keep {
+                Some(Keep::All | Keep::Ends) => workspace.shelf.sum(&pass.pick(x)?, &out)?,
+                Some(Keep::Input) | None => pass.pick(x)?.f_add(&out)?,
+            };
+            drop((attended, out));
             let Mlp { inner, .. } = self.mlp(&mut kept, &middle, eps, pass, workspace)?;
-            let output = middle.f_add(&self.part(&mut kept, DOWN, &inner, pass, workspace)?)?;
+            let out = self.part(&mut kept, DOWN, &inner, pass, workspace)?;
+            let output = workspace.shelf.sum(&middle, &out)?;
             kept.middle = Some(middle);
             // They have been added to the stream.
             kept.parts.iter_mut().enumerate().filter(|(idx, _)| is_end(*idx)).for_each(|(_, part)| {
@@ -202,7 +221,7 @@ impl Block {
         let projection = &mut self.projections[idx];
         let part = match kept.parts[idx].take() {
             Some(part) => part,
-            None => projection.forward_keeping(x, pass.dropout_seed, workspace)?,
+            None => projection.forward_keeping(x, pass.dropout_seed, kept.keeping(idx), workspace)?,
         };
         let output = projection.output_of(&part)?;
         kept.parts[idx] = Some(part);

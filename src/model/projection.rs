@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use tch::{Kind, Tensor, no_grad};
 
 use super::Result;
+use super::projection_backward::Keeping;
 use crate::adapter::{Lora, dora_norm, dora_squares, row_norms_squared};
 use crate::quant::{FewRows, Nf4, linear, multiply_each, rows};
-use crate::tensor::Rng;
+use crate::tensor::{Rng, Shelf};
 
 /// The most rows that an NF4 weight is multiplied by as it is. A pass over the weight takes four rows and costs less than twice
 /// its expansion, which a dense product only follows; from three passes on the dense product is the cheaper one.
@@ -44,9 +45,23 @@ pub struct Adapter {
     weight_squared: Option<Tensor>,
     /// `||W + s B A||` `[out]` of the current parameters, until they change.
     pub(super) norm: Option<Tensor>,
+    /// Memory for it, which every step uses again: taken anew, it would leave holes among what comes and goes.
+    norm_place: Option<Tensor>,
 }
 
 impl Adapter {
+    /// Remembers DoRA's norm, which was computed without a graph.
+    pub(super) fn keep_norm(&mut self, norm: &Tensor) -> Result<()> {
+        self.norm = Some(match &mut self.norm_place {
+            Some(place) => {
+                place.f_copy_(norm)?;
+                place.shallow_clone()
+            }
+            None => norm.shallow_clone(),
+        });
+        Ok(())
+    }
+
     /// What a product with the weight needs to compute DoRA's norm on the way, where it is missing: `2 s B^T`, and the squares of
     /// [`dora_squares`].
     pub(super) fn missing_norm(&self) -> Result<Option<[Tensor; 2]>> {
@@ -70,12 +85,14 @@ pub(super) enum Matrix<'a> {
     Packed(&'a Nf4),
 }
 
-/// Buffers into which NF4 weights are expanded, one for each layer of a block, shared by all blocks.
-///
-/// A weight taken from it is valid until the same layer of another block is visited.
+/// Memory that all blocks share.
 #[derive(Debug, Default)]
 pub struct Workspace {
+    /// Into these NF4 weights are expanded, one for each layer of a block. A weight taken from it is valid until the same layer of
+    /// another block is visited.
     buffers: BTreeMap<&'static str, Tensor>,
+    /// For what a forward pass keeps.
+    pub(super) shelf: Shelf,
 }
 
 impl Workspace {
@@ -115,7 +132,8 @@ impl Projection {
             Some(_) => Some(no_grad(|| -> Result<Tensor> { Ok(row_norms_squared(&self.weight(kind, workspace)?)?) })?),
             None => None,
         };
-        self.adapter = Some(Adapter { lora, weight_squared, norm: None });
+        let norm_place = weight_squared.as_ref().map(|squared| squared.f_empty_like()).transpose()?;
+        self.adapter = Some(Adapter { lora, weight_squared, norm: None, norm_place });
         Ok(())
     }
 
@@ -188,7 +206,7 @@ impl Projection {
     /// When shapes do not fit or memory is short.
     pub fn forward(&mut self, x: &Tensor, dropout_seed: Option<u64>, workspace: &mut Workspace) -> Result<Tensor> {
         if dropout_seed.is_none() && self.takes_packed(x) && !self.makes_graph()? {
-            let part = self.forward_keeping(x, None, workspace)?;
+            let part = self.forward_keeping(x, None, Keeping::Nothing, workspace)?;
             return self.output_of(&part);
         }
         let weight = self.weight(x.f_kind()?, workspace)?;

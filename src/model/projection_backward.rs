@@ -15,7 +15,7 @@ use tch::{Device, Kind, Tensor};
 use super::Result;
 use super::projection::{Adapter, Matrix, Projection, Workspace};
 use crate::quant::{Backward, Change, Forward, Nf4, NormOf, Outputs, cuda, linear, matmul, rows, thin};
-use crate::tensor::Rng;
+use crate::tensor::{Rng, Shelf};
 
 /// What is kept of a layer's forward pass. Anything that is missing is computed again.
 #[derive(Debug, Default)]
@@ -39,6 +39,15 @@ impl Part {
         let size = |tensor: &Tensor| tensor.numel() * tensor.kind().elt_size_in_bytes();
         [&self.output, &self.scaled, &self.inner].into_iter().flatten().map(size).sum()
     }
+}
+
+/// What of a [`Part`] stays until the backward pass, and therefore lies on the shelf.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Keeping {
+    Nothing,
+    /// What is left after [`Part::forget_output`].
+    AllButOutput,
+    All,
 }
 
 /// The adapter's matrices in the type of the activations, `B` with its factor.
@@ -76,15 +85,23 @@ fn gain_of(adapter: &Adapter) -> Result<Option<Tensor>> {
 
 impl Projection {
     /// As [`Projection::forward`] without gradient, keeping what the backward pass needs.
-    pub(super) fn forward_keeping(&mut self, x: &Tensor, seed: Option<u64>, workspace: &mut Workspace) -> Result<Part> {
+    pub(super) fn forward_keeping(
+        &mut self,
+        x: &Tensor,
+        seed: Option<u64>,
+        keeping: Keeping,
+        workspace: &mut Workspace,
+    ) -> Result<Part> {
         let kind = x.f_kind()?;
         let expanded = self.prepare(x, workspace)?;
         let bias = self.bias.as_ref();
         let (weight, adapter) = match (self.matrix(expanded), &self.adapter) {
             (Matrix::Packed(weight), _) => {
-                let (part, norm) = self.forward_packed(weight, x, seed)?;
+                let shelf_if = |keeps: bool| keeps.then_some(&workspace.shelf);
+                let shelves = [shelf_if(keeping == Keeping::All), shelf_if(keeping != Keeping::Nothing)];
+                let (part, norm) = self.forward_packed(weight, x, seed, shelves)?;
                 if let (Some(adapter), Some(norm)) = (&mut self.adapter, norm) {
-                    adapter.norm = Some(norm);
+                    adapter.keep_norm(&norm)?;
                 }
                 return Ok(part);
             }
@@ -112,24 +129,36 @@ impl Projection {
         Ok(Part { output, scaled: Some(scaled), inner: Some(inner) })
     }
 
-    /// The same, the weight being multiplied as it is; and DoRA's norm, where it was missing.
-    fn forward_packed(&self, weight: &Nf4, x: &Tensor, seed: Option<u64>) -> Result<(Part, Option<Tensor>)> {
+    /// The same, the weight being multiplied as it is; and DoRA's norm, where it was missing. The shelves are for the output, and for
+    /// what else is kept.
+    fn forward_packed(
+        &self,
+        weight: &Nf4,
+        x: &Tensor,
+        seed: Option<u64>,
+        shelves: [Option<&Shelf>; 2],
+    ) -> Result<(Part, Option<Tensor>)> {
         let kind = x.f_kind()?;
         let bias = self.bias.as_ref().map(|bias| bias.f_to_kind(Kind::Float)).transpose()?;
-        let plain = Forward { bias: bias.as_ref(), ..Forward::plain(x) };
+        let plain = Forward { bias: bias.as_ref(), shelves, ..Forward::plain(x) };
         let Some(adapter) = &self.adapter else {
             return Ok((Part { output: Some(weight.outputs(&plain)?.out), ..Part::default() }, None));
         };
         let Matrices { a, scaled_b, gain } = Matrices::new(adapter, kind)?;
         let (mask, dropped) = self.drop(x, seed)?;
         let inner = inner_of(&dropped, &a)?;
+        let inner = match shelves[1] {
+            Some(shelf) => shelf.copy(&inner)?,
+            None => inner,
+        };
         let missing = adapter.missing_norm()?;
         let norm = missing.as_ref().map(|[twice_b, squares]| NormOf { lora_a: &a, twice_b, squares });
         let adapted = Forward { low_rank: Some((&inner, &scaled_b)), norm, ..plain };
         let (output, scaled, norm) = match (&adapter.lora.magnitude, &mask) {
             (None, _) => (Some(weight.outputs(&adapted)?.out), None, None),
             (Some(_), None) => {
-                let Outputs { out, norm, .. } = weight.outputs(&Forward { bias: None, ..adapted })?;
+                let shelves = [shelves[1]; 2];
+                let Outputs { out, norm, .. } = weight.outputs(&Forward { bias: None, shelves, ..adapted })?;
                 (None, Some(out), norm)
             }
             (Some(magnitude), Some(mask)) => {
@@ -342,7 +371,7 @@ mod tests {
     #[test]
     fn a_weight_multiplied_as_it_is_gives_the_results_of_the_expanded_one() {
         for (use_dora, dropout) in [(false, 0.0), (false, 0.3), (true, 0.0), (true, 0.05), (true, 0.3)] {
-            for keeps in [true, false] {
+            for (keeps, keeping) in [(true, Keeping::All), (true, Keeping::Nothing), (false, Keeping::AllButOutput)] {
                 let run = |isa: Option<Isa>| {
                     let mut rng = Rng::named(41, "projection");
                     let mut projection = projection(&mut rng, isa, use_dora, dropout);
@@ -350,7 +379,7 @@ mod tests {
                     let (x, dy, dx) = (draw(COLUMNS), draw(ROWS), draw(COLUMNS));
                     let workspace = &mut Workspace::default();
                     tch::no_grad(|| {
-                        let part = projection.forward_keeping(&x, Some(3), workspace).unwrap();
+                        let part = projection.forward_keeping(&x, Some(3), keeping, workspace).unwrap();
                         let y = projection.output_of(&part).unwrap();
                         let part = keeps.then_some(part);
                         if !keeps {

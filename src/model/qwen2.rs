@@ -4,7 +4,7 @@ use tch::{Kind, Tensor, no_grad};
 
 use super::attention::Store;
 use super::block::{Block, Pass};
-use super::block_backward::Kept;
+use super::block_backward::{Keep, Kept};
 use super::kv_cache::KvCache;
 use super::norm::rms_norm;
 use super::packing::{Packed, Positions};
@@ -82,12 +82,24 @@ impl Qwen2 {
         self.blocks[idx].forward(&self.config, x, pass, None, &mut self.workspace)
     }
 
-    /// As [`Qwen2::run_block`] without gradient, keeping what [`Qwen2::block_backward`] can use.
+    /// As [`Qwen2::run_block`] without gradient, keeping what [`Qwen2::block_backward`] can use. `keep` says what of it will stay,
+    /// where that is known. The results are good until [`Qwen2::forget_kept`].
     ///
     /// # Errors
     /// When shapes do not fit or memory is short.
-    pub fn run_block_keeping(&mut self, idx: usize, x: &Tensor, pass: Pass<'_>) -> Result<(Tensor, Kept)> {
-        self.blocks[idx].forward_keeping(&self.config, x, pass, &mut self.workspace)
+    pub fn run_block_keeping(
+        &mut self,
+        idx: usize,
+        x: &Tensor,
+        keep: Option<Keep>,
+        pass: Pass<'_>,
+    ) -> Result<(Tensor, Kept)> {
+        self.blocks[idx].forward_keeping(&self.config, x, keep, pass, &mut self.workspace)
+    }
+
+    /// What [`Qwen2::run_block_keeping`] gave is not looked at any more: the next step may write over it.
+    pub fn forget_kept(&mut self) {
+        self.workspace.shelf.clear();
     }
 
     /// The gradients of a block's input, where `wants_input` says so, and of its adapters' parameters in the order of

@@ -98,7 +98,7 @@ fn multiply_many(isa: Isa, weight: &Tensor, x: &Tensor, over: Over, finish: Fini
     let (weight, n) = (Weight::Bf16(as_slice(weight)?), n as usize);
     let streams = &[Stream { x: Some(as_slice(x)?), scale: None, has_low_rank: false }];
     let product = Product { weight, rows, columns, over, n, streams, low_rank: None, norm: None, finish };
-    Ok(products::run(isa, &product, false)?.out)
+    Ok(products::run(isa, &product, false, [None; 2])?.out)
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::kernels::{self, Finish, Isa, LowRank, Norm, Over, Product, Results, Stream, Weight};
 use super::{Error, Nf4, Result};
-use crate::tensor::{as_slice, as_slice_mut};
+use crate::tensor::{Shelf, as_slice, as_slice_mut};
 
 /// What [`Nf4::outputs`] computes. All are bf16 but `bias`.
 #[derive(Clone, Copy, Debug)]
@@ -19,12 +19,14 @@ pub struct Forward<'a> {
     pub bias: Option<&'a Tensor>,
     pub change: Option<Change<'a>>,
     pub norm: Option<NormOf<'a>>,
+    /// Where [`Outputs::out`] and [`Outputs::scaled`] lie, when not in the heap.
+    pub shelves: [Option<&'a Shelf>; 2],
 }
 
 impl<'a> Forward<'a> {
     /// `x W^T` alone.
     pub fn plain(x: &'a Tensor) -> Self {
-        Self { x, low_rank: None, bias: None, change: None, norm: None }
+        Self { x, low_rank: None, bias: None, change: None, norm: None, shelves: [None; 2] }
     }
 }
 
@@ -98,7 +100,7 @@ impl Nf4 {
     /// # Errors
     /// [`Error::Factors`] when shapes do not fit or [`Nf4::can_multiply_many`] is false; when a tensor is of another type.
     pub fn outputs(&self, forward: &Forward<'_>) -> Result<Outputs> {
-        let Forward { x, low_rank, bias, change, norm } = *forward;
+        let Forward { x, low_rank, bias, change, norm, shelves } = *forward;
         let x = contiguous(x)?;
         let [mask, dropped] = [change.map(|change| change.mask), change.map(|change| change.dropped)];
         let (mask, dropped) = (mask.map(contiguous).transpose()?, dropped.map(contiguous).transpose()?);
@@ -125,7 +127,7 @@ impl Nf4 {
             None => None,
         };
         let product = self.product(Over::Columns, n, &streams, low_rank.as_ref(), finish)?;
-        run(self.isa, &Product { norm, ..product }, dropped.is_some())
+        run(self.isa, &Product { norm, ..product }, dropped.is_some(), shelves)
     }
 
     /// The gradient of a layer's input over many rows, as [`Nf4::outputs`]: with `z` the gradient of the low-rank term's
@@ -158,7 +160,7 @@ impl Nf4 {
             mask: mask.as_ref().map(as_slice).transpose()?,
         };
         let product = self.product(Over::Rows, dy.size()[0], &streams, low_rank.as_ref(), finish)?;
-        Ok(run(self.isa, &product, false)?.out)
+        Ok(run(self.isa, &product, false, [None; 2])?.out)
     }
 
     /// A product of the weight, which is on the CPU and multiplied as it is.
@@ -187,13 +189,19 @@ impl Nf4 {
     }
 }
 
-/// Computes a product with the instructions `isa`.
-pub(super) fn run(isa: Isa, product: &Product<'_>, has_scaled: bool) -> Result<Outputs> {
+/// Computes a product with the instructions `isa`, its results on the shelves that are given.
+pub(super) fn run(isa: Isa, product: &Product<'_>, has_scaled: bool, shelves: [Option<&Shelf>; 2]) -> Result<Outputs> {
     let width = product.widths().1 as i64;
-    let new = || Tensor::f_empty([product.n as i64, width], (Kind::BFloat16, Device::Cpu));
+    let new = |shelf: Option<&Shelf>| -> Result<Tensor> {
+        let (shape, kind) = ([product.n as i64, width], Kind::BFloat16);
+        Ok(match shelf {
+            Some(shelf) => shelf.place(&shape, kind, Device::Cpu)?,
+            None => Tensor::f_empty(shape, (kind, Device::Cpu))?,
+        })
+    };
     let mut outputs = Outputs {
-        out: new()?,
-        scaled: if has_scaled { Some(new()?) } else { None },
+        out: new(shelves[0])?,
+        scaled: if has_scaled { Some(new(shelves[1])?) } else { None },
         norm: match product.norm {
             Some(_) => Some(Tensor::f_empty([width], (Kind::Float, Device::Cpu))?),
             None => None,

@@ -7,6 +7,7 @@ mod pick;
 mod rng;
 mod safetensors;
 mod shards;
+mod shelf;
 pub mod threads;
 pub(crate) mod transfer;
 
@@ -16,6 +17,7 @@ pub use pick::{pick_rows, upload_index};
 pub use rng::{DropoutDraws, Rng};
 pub use safetensors::{Checkpoint, Metadata, pytorch_metadata, save};
 pub use shards::{Shards, Written};
+pub use shelf::Shelf;
 pub use transfer::{move_to, read, upload};
 
 use std::path::PathBuf;

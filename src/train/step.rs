@@ -21,16 +21,27 @@ use crate::tensor::{move_to, read};
 #[derive(Debug)]
 pub struct Gradients {
     pub tensors: Vec<Option<Tensor>>,
+    /// On a CPU, the memory of each. Taken anew in every step, among what comes and goes, it would leave holes in the heap that
+    /// nothing else fits into.
+    places: Vec<Option<Tensor>>,
     by_name: HashMap<String, usize>,
 }
 
 impl Gradients {
     /// No gradients yet for these parameters.
-    pub fn new(parameters: &[Parameter]) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub fn new(parameters: &[Parameter]) -> Result<Self> {
+        let place = |parameter: &Parameter| -> Result<Option<Tensor>> {
+            let (size, device) = (parameter.tensor.size(), parameter.tensor.device());
+            Ok(if device == Device::Cpu { Some(Tensor::f_empty(size, (Kind::Float, device))?) } else { None })
+        };
+        Ok(Self {
             tensors: parameters.iter().map(|_| None).collect(),
+            places: parameters.iter().map(place).collect::<Result<_>>()?,
             by_name: parameters.iter().enumerate().map(|(idx, parameter)| (parameter.name.clone(), idx)).collect(),
-        }
+        })
     }
 
     fn add(&mut self, idx: usize, gradient: &Tensor) -> Result<()> {
@@ -42,7 +53,15 @@ impl Gradients {
             Some(total) => {
                 let _ = total.f_add_(&gradient)?;
             }
-            empty => *empty = Some(gradient.f_detach()?),
+            empty => {
+                *empty = Some(match &mut self.places[idx] {
+                    Some(place) => {
+                        place.f_copy_(&gradient.f_detach()?)?;
+                        place.shallow_clone()
+                    }
+                    None => gradient.f_detach()?,
+                });
+            }
         }
         Ok(())
     }
@@ -157,8 +176,18 @@ struct Keeper {
 }
 
 impl Keeper {
-    fn next(&mut self) -> Keep {
-        let Some([ends, all]) = self.sizes else { return Keep::All };
+    /// For the first block, of which this is known afterwards.
+    fn first(&mut self, sizes: [usize; 2]) -> Keep {
+        self.sizes = Some(sizes);
+        self.of(sizes)
+    }
+
+    /// For the next block; none for the first.
+    fn next(&mut self) -> Option<Keep> {
+        self.sizes.map(|sizes| self.of(sizes))
+    }
+
+    fn of(&mut self, [ends, all]: [usize; 2]) -> Keep {
         if ends * self.n_blocks > self.bound {
             return Keep::Input;
         }
@@ -214,6 +243,7 @@ fn backward_within(
     weigh: &Weigh<'_>,
     dropout_seed: u64,
 ) -> Result<Tensor> {
+    model.forget_kept();
     let placed = Placed::new(model, batch)?;
     let Placed { packed, rows, targets, .. } = &placed;
     let n_blocks = model.blocks.len();
@@ -233,9 +263,11 @@ fn backward_within(
         let mut x = model.embed(&packed.ids)?;
         for idx in 0..n_blocks {
             if by_hand {
-                let (y, kept) = model.run_block_keeping(idx, &x, pass_of(idx))?;
-                keeper.sizes.get_or_insert([Keep::Ends, Keep::All].map(|keep| kept.size_bytes(keep)));
-                saved.push(Saved::Kept(Box::new(kept.reduced(keeper.next()))));
+                let keep = keeper.next();
+                let (y, kept) = model.run_block_keeping(idx, &x, keep, pass_of(idx))?;
+                let sizes = || [Keep::Ends, Keep::All].map(|keep| kept.size_bytes(keep));
+                let keep = keep.unwrap_or_else(|| keeper.first(sizes()));
+                saved.push(Saved::Kept(Box::new(kept.reduced(keep))));
                 x = y;
             } else if activations.checkpointing {
                 let y = model.run_block(idx, &x, pass_of(idx))?;
@@ -465,7 +497,7 @@ mod tests {
             (usize::MAX, kept(false, false)),
             (usize::MAX, kept(false, true)),
         ] {
-            let mut gradients = Gradients::new(&parameters);
+            let mut gradients = Gradients::new(&parameters).unwrap();
             let trained = (parameters.as_slice(), &mut gradients);
             let logps = backward_within(limits, &mut model, trained, batch, &Weigh::ByLogps(&weigh), 7).unwrap();
             let logps = read(&logps).unwrap();
@@ -516,8 +548,8 @@ mod tests {
     #[test]
     fn what_is_kept_stays_within_its_bound() {
         let kept = |bound| {
-            let mut keeper = Keeper { sizes: Some([10, 25]), n_blocks: 4, n_whole: 0, bound };
-            [(); 4].map(|()| keeper.next())
+            let mut keeper = Keeper { sizes: None, n_blocks: 4, n_whole: 0, bound };
+            [(); 4].map(|()| keeper.next().unwrap_or_else(|| keeper.first([10, 25])))
         };
         assert_eq!(kept(39), [Keep::Input; 4]);
         assert_eq!(kept(40), [Keep::Ends; 4]);
@@ -578,7 +610,7 @@ mod tests {
             let mut model = model_with(true, use_dora, 0.0, "all-linear");
             let parameters = model.parameters();
             let mut run = |batch: &Batch| {
-                let mut gradients = Gradients::new(&parameters);
+                let mut gradients = Gradients::new(&parameters).unwrap();
                 let logps = backward(&mut model, &parameters, &mut gradients, batch, &Weigh::Uniform(0.1), 7).unwrap();
                 (logps, gradients)
             };
@@ -597,7 +629,7 @@ mod tests {
             for use_dora in [None, Some(false), Some(true)] {
                 let mut model = model_in(dtype, wide(), use_dora, 0.3, "all-linear");
                 let parameters = model.parameters();
-                let mut gradients = Gradients::new(&parameters);
+                let mut gradients = Gradients::new(&parameters).unwrap();
                 let weigh = Weigh::Uniform(1.0);
                 let logps = backward(&mut model, &parameters, &mut gradients, &batch, &weigh, 7).unwrap();
                 assert!(logps.is_empty() && log_probabilities(&mut model, &batch).unwrap().is_empty());

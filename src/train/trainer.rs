@@ -153,7 +153,7 @@ pub fn run(model: &mut Qwen2, plan: &Plan<'_>, console: &Console, stop: &Stop) -
     let log = MetricsLog::open(&plan.out.join("metrics.jsonl"), state.global_step)?;
     let progress = console.bar(plan.name, length.steps);
     progress.resume_at(state.global_step);
-    let gradients = Gradients::new(&parameters);
+    let gradients = Gradients::new(&parameters)?;
     Run {
         plan,
         model,

@@ -75,7 +75,7 @@ fn check_gradients(model: &mut Qwen2, name: &str, expected: &Expected) {
     let batch = pack_records(&records, Sharing::All);
     assert_eq!(batch.targets.len(), expected.n_targets, "{name}");
     let parameters = model.parameters();
-    let mut gradients = Gradients::new(&parameters);
+    let mut gradients = Gradients::new(&parameters).unwrap();
     let n_targets = expected.n_targets as f64;
     let weigh = Weigh::Uniform(1.0 / n_targets);
     let logps = backward(model, &parameters, &mut gradients, &batch, &weigh, 0).unwrap();
@@ -100,7 +100,7 @@ fn check_bfloat16(name: &str, expected: &Bfloat16Errors) {
     let mut records = records("tied");
     let batch = pack_records(&golden::targets(&records), Sharing::All);
     let parameters = model.parameters();
-    let mut gradients = Gradients::new(&parameters);
+    let mut gradients = Gradients::new(&parameters).unwrap();
     let weigh = Weigh::Uniform(1.0 / batch.targets.len() as f64);
     backward(&mut model, &parameters, &mut gradients, &batch, &weigh, 0).unwrap();
     let file = tensors(&format!("{folder}/gradients.safetensors"));

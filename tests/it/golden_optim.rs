@@ -29,7 +29,7 @@ fn eight_bit_adamw_steps_as_that_of_bitsandbytes() {
             block: None,
         })
         .collect();
-    let mut gradients = Gradients::new(&parameters);
+    let mut gradients = Gradients::new(&parameters).unwrap();
     let mut optimizer = AdamW::new(&parameters, Optim::Adamw8bit, weight_decay).unwrap();
     for step in 1..=n_steps {
         gradients.tensors =

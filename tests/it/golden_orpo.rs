@@ -41,7 +41,7 @@ fn check(nll_on: NllOn, name: &str, n_batches: usize) {
     let mut model = golden::adapted("adapters/dora");
     let expected: Expected = golden::figures("orpo/expected.json");
     let parameters = model.parameters();
-    let mut gradients = Gradients::new(&parameters);
+    let mut gradients = Gradients::new(&parameters).unwrap();
     for (idx, micro_batch) in expected.batches.iter().enumerate() {
         let records: Vec<PreferenceTokens> = micro_batch
             .triples

@@ -119,7 +119,7 @@ fn every_tensor_of_a_tied_model_has_the_gradient_of_pytorch() {
     let mut model = trainable();
     let batch = pack_records(&golden::targets(&records("tied")[..4]), Sharing::All);
     let parameters = model.parameters();
-    let mut gradients = Gradients::new(&parameters);
+    let mut gradients = Gradients::new(&parameters).unwrap();
     let weigh = Weigh::Uniform(1.0 / batch.targets.len() as f64);
     backward(&mut model, &parameters, &mut gradients, &batch, &weigh, 0).unwrap();
     let file = tensors("train/full/gradients.safetensors");

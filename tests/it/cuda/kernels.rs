@@ -168,7 +168,7 @@ fn a_step_on_8_bit_moments_gives_the_bytes_of_the_cpu() {
         let gradient = rng.normal(&[N], 0.02).unwrap();
         // A block without a gradient.
         let _ = gradient.narrow(0, 512, 256).zero_();
-        let mut gradients = Gradients::new(&parameters);
+        let mut gradients = Gradients::new(&parameters).unwrap();
         gradients.tensors[0] = Some(gradient.copy());
         optimizer.step(&parameters, &gradients, learning_rate).unwrap();
         let corrections = [0.9f64, 0.999].map(|beta| 1.0 - beta.powf(f64::from(step)));
@@ -260,7 +260,7 @@ fn a_model_on_the_kernels_trains_and_decodes_as_on_the_cpu() {
     let batch = pack_records(&[record(&[3, 1, 4, 1, 5, 9, 2, 6]), record(&[53, 58, 9])], Sharing::All);
     let run = |model: &mut Qwen2| {
         let parameters = model.parameters();
-        let mut gradients = Gradients::new(&parameters);
+        let mut gradients = Gradients::new(&parameters).unwrap();
         let logps = backward(model, &parameters, &mut gradients, &batch, &Weigh::Uniform(0.1), 7).unwrap();
         let prompt = Packed::new(&[3, 1, 4], &[Segment::plain(3)], 61, Device::Cpu).unwrap();
         let mut cache = axismapper::model::KvCache::new(&model.config, model.placement, 1, 20).unwrap();
