@@ -65,9 +65,9 @@ impl Kept {
 
     /// What of a projection's part will stay.
     fn keeping(&self, idx: usize) -> Keeping {
-        match self.stays {
-            Some(Keep::All | Keep::Ends) if is_end(idx) => Keeping::AllButOutput,
-            Some(Keep::All) => Keeping::All,
+        match is_end(idx) {
+            true if self.stays >= Some(Keep::Ends) => Keeping::AllButOutput,
+            false if self.stays == Some(Keep::All) => Keeping::All,
             _ => Keeping::Nothing,
         }
     }
@@ -129,9 +129,9 @@ impl Block {
             drop((q, k, v));
             let attended = pass.pick(&attended)?;
             let out = self.part(&mut kept, O, &attended, pass, workspace)?;
-            let middle = match keep {
-                Some(Keep::All | Keep::Ends) => workspace.shelf.sum(&pass.pick(x)?, &out)?,
-                Some(Keep::Input) | None => pass.pick(x)?.f_add(&out)?,
+            let middle = match keep >= Some(Keep::Ends) {
+                true => workspace.shelf.sum(&pass.pick(x)?, &out)?,
+                false => pass.pick(x)?.f_add(&out)?,
             };
             drop((attended, out));
             let Mlp { inner, .. } = self.mlp(&mut kept, &middle, eps, pass, workspace)?;

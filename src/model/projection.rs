@@ -8,7 +8,7 @@ use super::Result;
 use super::projection_backward::Keeping;
 use crate::adapter::{Lora, dora_norm, dora_squares, row_norms_squared};
 use crate::quant::{FewRows, Nf4, linear, multiply_each, rows};
-use crate::tensor::{Rng, Shelf};
+use crate::tensor::{Place, Rng, Shelf};
 
 /// The most rows that an NF4 weight is multiplied by as it is. A pass over the weight takes four rows and costs less than twice
 /// its expansion, which a dense product only follows; from three passes on the dense product is the cheaper one.
@@ -45,20 +45,13 @@ pub struct Adapter {
     weight_squared: Option<Tensor>,
     /// `||W + s B A||` `[out]` of the current parameters, until they change.
     pub(super) norm: Option<Tensor>,
-    /// Memory for it, which every step uses again: taken anew, it would leave holes among what comes and goes.
-    norm_place: Option<Tensor>,
+    norm_place: Place,
 }
 
 impl Adapter {
-    /// Remembers DoRA's norm, which was computed without a graph.
+    /// Remembers DoRA's norm until the parameters change.
     pub(super) fn keep_norm(&mut self, norm: &Tensor) -> Result<()> {
-        self.norm = Some(match &mut self.norm_place {
-            Some(place) => {
-                place.f_copy_(norm)?;
-                place.shallow_clone()
-            }
-            None => norm.shallow_clone(),
-        });
+        self.norm = Some(self.norm_place.hold(norm)?);
         Ok(())
     }
 
@@ -132,7 +125,10 @@ impl Projection {
             Some(_) => Some(no_grad(|| -> Result<Tensor> { Ok(row_norms_squared(&self.weight(kind, workspace)?)?) })?),
             None => None,
         };
-        let norm_place = weight_squared.as_ref().map(|squared| squared.f_empty_like()).transpose()?;
+        let norm_place = match &weight_squared {
+            Some(squared) => Place::new(&squared.size(), squared.device())?,
+            None => Place::default(),
+        };
         self.adapter = Some(Adapter { lora, weight_squared, norm: None, norm_place });
         Ok(())
     }
@@ -149,7 +145,8 @@ impl Projection {
         if let Some(adapter) = &mut self.adapter
             && let (None, Some(squared)) = (&adapter.norm, &adapter.weight_squared)
         {
-            adapter.norm = Some(dora_norm(&adapter.lora, weight, squared)?);
+            let norm = dora_norm(&adapter.lora, weight, squared)?;
+            adapter.keep_norm(&norm)?;
         }
         Ok(())
     }

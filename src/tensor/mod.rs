@@ -17,7 +17,7 @@ pub use pick::{pick_rows, upload_index};
 pub use rng::{DropoutDraws, Rng};
 pub use safetensors::{Checkpoint, Metadata, pytorch_metadata, save};
 pub use shards::{Shards, Written};
-pub use shelf::Shelf;
+pub use shelf::{Place, Shelf};
 pub use transfer::{move_to, read, upload};
 
 use std::path::PathBuf;

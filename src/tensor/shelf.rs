@@ -1,7 +1,7 @@
-//! Memory for what a training step keeps, one tensor after the other, all of it forgotten at once.
+//! Memory for what a training step keeps while other tensors come and go. In the heap it would leave holes that nothing fits into.
 //!
-//! In the heap these tensors, whose lengths change with every batch and which stay while others come and go, would leave holes that
-//! nothing fits into. Here the next step writes where the one before did.
+//! A [`Shelf`] is for tensors whose lengths change with every batch: one after the other, all of them forgotten at once. A [`Place`]
+//! is for one whose size does not change. The next step writes where the one before did.
 
 use std::cell::{Cell, RefCell};
 
@@ -71,10 +71,55 @@ impl Shelf {
     }
 }
 
+/// Memory on the CPU for a tensor in f32 that is made anew again and again.
+#[derive(Debug, Default)]
+pub struct Place(Option<Tensor>);
+
+impl Place {
+    /// Memory for a tensor of this size; none on another device, whose allocator is left to itself.
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub fn new(size: &[i64], device: Device) -> Result<Self> {
+        Ok(Self(match device {
+            Device::Cpu => Some(Tensor::f_empty(size, (Kind::Float, device))?),
+            _ => None,
+        }))
+    }
+
+    /// `x` without its graph, written over what was held before; `x` itself where there is no memory for it.
+    ///
+    /// # Errors
+    /// When `x` has another size.
+    pub fn hold(&mut self, x: &Tensor) -> Result<Tensor> {
+        let x = x.f_detach()?;
+        match &mut self.0 {
+            Some(place) => {
+                place.f_copy_(&x)?;
+                Ok(place.shallow_clone())
+            }
+            None => Ok(x),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::tensor::{Rng, as_slice};
+
+    #[test]
+    fn a_place_holds_what_came_last() {
+        let mut rng = Rng::named(4, "place");
+        let [first, second] = [(); 2].map(|()| rng.normal(&[3, 2], 1.0).unwrap());
+        let mut place = Place::new(&[3, 2], Device::Cpu).unwrap();
+        let held = place.hold(&first).unwrap();
+        assert!(held.equal(&first) && held.data_ptr() != first.data_ptr());
+        let again = place.hold(&second).unwrap();
+        assert!(again.equal(&second) && again.data_ptr() == held.data_ptr());
+        assert!(place.hold(&second.narrow(0, 0, 2)).is_err());
+        assert_eq!(Place::default().hold(&first).unwrap().data_ptr(), first.data_ptr());
+    }
 
     #[test]
     fn tensors_lie_side_by_side_until_the_shelf_is_cleared() {

@@ -8,11 +8,8 @@ use super::Result;
 use crate::model::Qwen2;
 use crate::quant::{cuda, linear, matmul, rows};
 
-/// The most rows whose logits exist at one time.
+/// Rows whose logits exist at one time.
 pub const CHUNK_ROWS: i64 = 128;
-
-/// Chunks are multiples of this, but for the last: what products take at a time.
-const TOGETHER: i64 = 32;
 
 /// Scored rows with the gradient of `-sum(weight * logp)`.
 #[derive(Debug)]
@@ -25,11 +22,8 @@ pub struct Scored {
     pub grad_weight: Option<Tensor>,
 }
 
-/// Begin and length of chunks of about one size, as few as there can be.
 fn chunks(n_rows: i64) -> impl Iterator<Item = (i64, i64)> {
-    let n_chunks = (n_rows as u64).div_ceil(CHUNK_ROWS as u64).max(1);
-    let len = (n_rows as u64).div_ceil(n_chunks).next_multiple_of(TOGETHER as u64).max(1) as i64;
-    (0..n_rows).step_by(len as usize).map(move |start| (start, len.min(n_rows - start)))
+    (0..n_rows).step_by(CHUNK_ROWS as usize).map(move |start| (start, CHUNK_ROWS.min(n_rows - start)))
 }
 
 /// Log-probabilities of `targets` `[rows]` after the normed hidden states `[rows, hidden]`: `[rows]` f32, no gradient.
@@ -124,20 +118,4 @@ fn join(parts: Vec<Tensor>, like: &Tensor) -> Result<Tensor> {
         return Ok(Tensor::f_zeros([0], (Kind::Float, like.device()))?);
     }
     Ok(Tensor::f_cat(&parts, 0)?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn chunks_are_few_and_even() {
-        for (n, expected) in
-            [(0, vec![]), (5, vec![5]), (128, vec![128]), (129, vec![96, 33]), (300, vec![128, 128, 44])]
-        {
-            let found: Vec<_> = chunks(n).collect();
-            assert_eq!(found.iter().map(|(_, len)| *len).collect::<Vec<_>>(), expected);
-            assert!(found.windows(2).all(|pair| pair[0].0 + pair[0].1 == pair[1].0));
-        }
-    }
 }

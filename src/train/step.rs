@@ -15,15 +15,13 @@ use super::head::{score, score_and_weigh, score_with_gradient};
 use super::placed::Placed;
 use super::{Error, Result};
 use crate::model::{Keep, Kept, Parameter, Pass, Qwen2};
-use crate::tensor::{move_to, read};
+use crate::tensor::{Place, move_to, read};
 
 /// Accumulated gradients, f32, in the order of the parameters. `None` until a parameter has had one.
 #[derive(Debug)]
 pub struct Gradients {
     pub tensors: Vec<Option<Tensor>>,
-    /// On a CPU, the memory of each. Taken anew in every step, among what comes and goes, it would leave holes in the heap that
-    /// nothing else fits into.
-    places: Vec<Option<Tensor>>,
+    places: Vec<Place>,
     by_name: HashMap<String, usize>,
 }
 
@@ -33,10 +31,7 @@ impl Gradients {
     /// # Errors
     /// When memory is short.
     pub fn new(parameters: &[Parameter]) -> Result<Self> {
-        let place = |parameter: &Parameter| -> Result<Option<Tensor>> {
-            let (size, device) = (parameter.tensor.size(), parameter.tensor.device());
-            Ok(if device == Device::Cpu { Some(Tensor::f_empty(size, (Kind::Float, device))?) } else { None })
-        };
+        let place = |parameter: &Parameter| Ok(Place::new(&parameter.tensor.size(), parameter.tensor.device())?);
         Ok(Self {
             tensors: parameters.iter().map(|_| None).collect(),
             places: parameters.iter().map(place).collect::<Result<_>>()?,
@@ -53,15 +48,7 @@ impl Gradients {
             Some(total) => {
                 let _ = total.f_add_(&gradient)?;
             }
-            empty => {
-                *empty = Some(match &mut self.places[idx] {
-                    Some(place) => {
-                        place.f_copy_(&gradient.f_detach()?)?;
-                        place.shallow_clone()
-                    }
-                    None => gradient.f_detach()?,
-                });
-            }
+            empty => *empty = Some(self.places[idx].hold(&gradient)?),
         }
         Ok(())
     }
